@@ -1,0 +1,44 @@
+"""bedplate: pre-train, adapt and use Transformer models.
+
+Every verb of the command line is one function here, imported on first use so that `import bedplate` stays light:
+
+    import bedplate
+    bedplate.quickstart()
+    model = bedplate.load("quickstart/model")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from bedplate.errors import InputError
+
+__version__ = "0.1.0"
+
+_VERBS = ("doctor", "evaluate", "generate", "info", "load", "prepare", "pretrain", "quickstart", "tokenizer")
+
+__all__ = ["InputError", "__version__", *_VERBS]
+
+if TYPE_CHECKING:
+    from bedplate.api.doctor import doctor as doctor
+    from bedplate.api.evaluate import evaluate as evaluate
+    from bedplate.api.generate import generate as generate
+    from bedplate.api.info import info as info
+    from bedplate.api.load import load as load
+    from bedplate.api.prepare import prepare as prepare
+    from bedplate.api.pretrain import pretrain as pretrain
+    from bedplate.api.quickstart import quickstart as quickstart
+    from bedplate.api.tokenizer import tokenizer as tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    """Import the verb `name` from the module of the same name in `bedplate.api` (PEP 562)."""
+    if name not in _VERBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # These modules live in `bedplate.api` and no room has a verb's name: an import never replaces a verb by a module.
+    verb = getattr(import_module(f"bedplate.api.{name}"), name)
+    globals()[name] = verb
+    return verb
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,5 @@
+"""`python -m bedplate` is the command `bedplate`."""
+
+from bedplate.cli.main import main
+
+main()

@@ -1,0 +1,48 @@
+"""`generate`: continue texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bedplate.hub.model import Model, load
+
+
+def generate(
+    model: Model | str | Path,
+    prompts: str | Sequence[str],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    seed: int | None = None,
+    stream: Callable[[int, str], object] | None = None,
+) -> list[dict[str, str]]:
+    """Continue one text or several at once.
+
+    Args:
+        model: a model, or what `load` takes.
+        temperature: 0 takes the likeliest token each time.
+        stop: strings that end a text.
+        stream: called with (row, new text) while it is written.
+
+    Returns:
+        [{"prompt", "text"}], one a prompt.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    loaded = model if isinstance(model, Model) else load(model)
+    continued = loaded.generate(
+        texts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        seed=seed,
+        stream=stream,
+    )
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(texts, continued, strict=True)]

@@ -1,0 +1,84 @@
+"""The command `bedplate`: its verbs in the order of `--help`, and what each way of failing prints and returns.
+
+The modules of the verbs import `bedplate.api` inside their functions only, so that `--help` answers at once.
+Exit codes: 0 done, 1 a defect of ours, 2 bad input or usage, 3 a declared threshold not met, 130 interrupted.
+"""
+
+import io
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from bedplate import __version__
+from bedplate.cli import doctor, evaluate, generate, info, prepare, pretrain, quickstart, tokenizer
+from bedplate.cli.output import say
+from bedplate.errors import InputError, Interrupted
+
+
+class Verbs(TyperGroup):
+    """Turns what `bedplate` raises on purpose into a sentence on stderr and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own base class is private
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            say(f"Error: {error}")
+            raise typer.Exit(2) from error
+        except Interrupted as stop:  # a plain KeyboardInterrupt has nothing to say, and typer exits with 130 itself
+            say(str(stop))
+            raise typer.Exit(130) from stop
+
+
+app = typer.Typer(
+    name="bedplate",
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text: brackets such as [dev] are not markup, and `--help` need not load rich
+    epilog="`bedplate COMMAND --help` shows the options of a command with an example.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bedplate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Pre-train, adapt and use Transformer models."""
+
+
+# In the order of a user's path, which is the order of `--help`.
+for _name, _verb in {
+    "quickstart": quickstart,
+    "pretrain": pretrain,
+    "generate": generate,
+    "evaluate": evaluate,
+    "tokenizer": tokenizer,
+    "prepare": prepare,
+    "info": info,
+    "doctor": doctor,
+}.items():
+    app.command(_name)(_verb.command)
+
+
+def main() -> None:
+    """Run the command line of this process and exit. Typer itself handles usage errors (2) and Ctrl-C (130)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a model may write what the terminal's encoding does not know
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except Exception:
+        say(traceback.format_exc(limit=-6))
+        say("Error: this is a defect of bedplate, not of your input. Please report it with the lines above.")
+        sys.exit(1)

@@ -1,0 +1,45 @@
+"""`bedplate pretrain`."""
+
+from typing import Annotated
+
+import typer
+
+from bedplate.cli.output import Json, print_json
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in `out`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
+    json: Json = False,
+) -> None:
+    """Train a model from scratch as a recipe says.
+
+    \b
+    Example:
+      bedplate pretrain recipes/gpt-mini.yaml data.path=my-books/ train.steps=500
+    """
+    from bedplate.api.pretrain import pretrain
+
+    result = pretrain(recipe, *(overrides or ()), resume=resume, dry_run=dry_run)
+    if json:
+        print_json(result)
+    elif dry_run:
+        _print_plan(result)
+    else:
+        for name, metric in result["metrics"].items():
+            print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+        print(f"Model: {result['model']}\nReport: {result['out']}/report.html")
+
+
+def _print_plan(plan: dict) -> None:  # type: ignore[type-arg]
+    import yaml
+
+    print(yaml.safe_dump(plan["recipe"], sort_keys=False, allow_unicode=True).rstrip())
+    print(f"\nHardware          {plan['hardware']}")
+    print(f"Parameters        {plan['parameters']:,}")
+    print(f"Tokens            {plan['tokens']:,} ({plan['tokens_per_step']:,} a step)")
+    print(f"FLOPs             {plan['flops']:.3g}")
+    for part, size in plan["memory"].items():
+        print(f"Memory            {size / 1e6:>10,.0f} MB {part}")

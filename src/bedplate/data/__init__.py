@@ -1,0 +1,1 @@
+"""Documents from files, tokenizers, packed token shards and the order in which a run reads them."""

@@ -1,0 +1,169 @@
+"""Decoders: what the bytes of one file of a known format say, read as a stream; damage is told by file and place."""
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+from bedplate.errors import InputError
+
+Rows = Iterator[tuple[int, Any]]
+"""(number of the line or row, counted from 1; value of the text column, of any type)"""
+
+BLOCK_BYTES = 2**18
+
+
+@contextmanager
+def telling_damage(source: str) -> Iterator[None]:
+    """Turn what the decoders raise on a damaged file into an InputError that names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"{source}: cannot be read: {error.strerror}; check the file, its permissions and the disk"
+            ) from error
+        raise InputError(f"{source}: truncated or corrupt ({error}); fetch or write the file again") from error
+
+
+def _not_utf8(source: str, offset: int, error: UnicodeDecodeError) -> InputError:
+    value = error.object[error.start]
+    return InputError(
+        f"{source}: not UTF-8 at byte {offset} (0x{value:02x}: {error.reason}); "
+        f"re-encode it as UTF-8, for example: iconv -f LATIN1 -t UTF-8 IN > OUT"
+    )
+
+
+def decompress(stream: BinaryIO, compression: str) -> BinaryIO:
+    """The bytes behind a "gz", "xz" or "zst" stream ("" gives the stream itself)."""
+    if compression == "gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
+    if compression == "xz":
+        return cast(BinaryIO, lzma.LZMAFile(stream))
+    if compression == "zst":
+        import pyarrow as pa
+
+        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream), "zstd"), 2**20))
+    return stream
+
+
+def decoded(stream: BinaryIO, source: str) -> Iterator[str]:
+    """The text of a UTF-8 stream in chunks, without its byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, at_start, block = 0, True, b" "
+    with telling_damage(source):
+        while block:
+            block = stream.read(BLOCK_BYTES)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(source, offset - pending + error.start, error) from error
+            offset += len(block)
+            if text:
+                yield text.removeprefix("\ufeff") if at_start else text
+                at_start = False
+
+
+def _lines(stream: BinaryIO, source: str) -> Iterator[str]:
+    """The lines of a UTF-8 stream with their ends, without the byte order mark."""
+    offset = 0
+    for raw in stream:
+        try:
+            line = raw.decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(source, offset + error.start, error) from error
+        yield line if offset else line.removeprefix("\ufeff")
+        offset += len(raw)
+
+
+def missing_column(where: str, column: str, names: Iterable[str]) -> InputError:
+    """The error that `column` is not among `names`."""
+    return InputError(
+        f"{where}: no column '{column}'; present are {', '.join(map(repr, names)) or 'none'}: name one of these"
+    )
+
+
+def _jsonl_rows(stream: BinaryIO, source: str, column: str) -> Rows:
+    for number, line in enumerate(_lines(stream, source), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{source}:{number}: not JSON ({error}); each line must be one JSON object") from error
+        if not isinstance(row, dict):
+            raise InputError(
+                f'{source}:{number}: {type(row).__name__}, not a JSON object; write it as {{"{column}": ...}}'
+            )
+        if column not in row:
+            raise missing_column(f"{source}:{number}", column, row)
+        yield number, row[column]
+
+
+def _csv_rows(stream: BinaryIO, source: str, column: str, dialect: type[csv.Dialect] = csv.excel) -> Rows:
+    csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB; a C long holds no more on Windows
+    # strict: a quote that never closes is an error here, instead of one field that swallows the rest of the file
+    reader = csv.reader(_lines(stream, source), dialect, strict=True)
+    number = 1
+    try:
+        header = next(reader, [])
+        if column not in header:
+            raise missing_column(source, column, header)
+        index = header.index(column)
+        number = reader.line_num + 1
+        for row in reader:
+            if row and index >= len(row):
+                raise InputError(
+                    f"{source}:{number}: {len(row)} fields, but '{column}' is field {index + 1}; mend the row"
+                )
+            if row:
+                yield number, row[index]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(
+            f"{source}:{number}: not CSV ({error}); quote fields that hold separators, quotes or line breaks"
+        ) from error
+
+
+def _tsv_rows(stream: BinaryIO, source: str, column: str) -> Rows:
+    return _csv_rows(stream, source, column, csv.excel_tab)
+
+
+def _parquet_rows(stream: BinaryIO, source: str, column: str) -> Rows:
+    import pyarrow.parquet as pq
+
+    with tempfile.TemporaryFile() as spool:
+        if not isinstance(getattr(stream, "raw", None), io.FileIO):
+            shutil.copyfileobj(stream, spool)  # parquet is read from its end: archives and decoders cannot seek it
+            stream = cast(BinaryIO, spool)
+        file = pq.ParquetFile(stream)
+        if column not in file.schema_arrow.names:
+            raise missing_column(source, column, file.schema_arrow.names)
+        number = 0
+        for batch in file.iter_batches(batch_size=256, columns=[column], use_threads=False):
+            for value in batch.column(0):
+                number += 1
+                try:
+                    yield number, value.as_py()
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(f"{source}:{number}", error.start, error) from error
+
+
+ROWS: dict[str, Callable[[BinaryIO, str, str], Rows]] = {
+    "jsonl": _jsonl_rows,
+    "csv": _csv_rows,
+    "tsv": _tsv_rows,
+    "parquet": _parquet_rows,
+}

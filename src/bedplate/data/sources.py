@@ -1,0 +1,247 @@
+"""Documents from files, folders, archives and the Hugging Face Hub, streamed with constant memory.
+
+A path may be a file, a folder, a glob (`**` too), a tar archive, an `hf:org/name[:config][@split]` id, or a list of
+these. A `.txt` file is one document; every row of the other formats is one. Each format may be compressed (`.gz`,
+`.xz`, `.zst`).
+"""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from bedplate.data.formats import ROWS, Rows, decoded, decompress, telling_damage
+from bedplate.data.hub import hub_fingerprint, hub_rows
+from bedplate.errors import InputError
+
+Paths = str | Path | Sequence[str | Path]
+
+KINDS = ("txt", "jsonl", "csv", "tsv", "parquet", "tar")
+COMPRESSIONS = ("gz", "xz", "zst")
+PIECE_CHARACTERS = 2**18
+"""Limit of one piece of a .txt document, in characters: at most 1 MiB of UTF-8, whatever the script."""
+
+# Where a long text may be cut so that its pieces tokenise as the whole does. Pre-tokenizers (GPT-2's and its
+# successors') share out a run of white space by what follows it, so a cut must leave every run whole: after a lone line
+# break between two words, or before a run.
+CUT = re.compile(r".*\S\n(?=\S)|.*\S(?=\s)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text and where it comes from.
+
+    Attributes:
+        source: "file" for .txt, "file:line" for rows ("file::member" and "file::member:line" inside a tar archive).
+        pieces: The text in order, to be read once, before the next document is asked for; empty when the text is empty.
+    """
+
+    source: str
+    pieces: Iterator[str]
+
+
+def documents(path: Paths, column: str = "text") -> Iterator[Document]:
+    """Stream the documents that `path` names, in a fixed order (sorted within folders and globs).
+
+    Args:
+        path: File, folder, glob, tar archive, `hf:` id, or a list of these.
+        column: Key or column of the text in formats with rows.
+
+    Raises:
+        InputError: Nothing found, nothing but empty texts, or anything that is not what its suffix promises.
+    """
+    found = False
+    for name in resolve(path):
+        for document in _read(name, column):
+            first = next(document.pieces, None)
+            found = found or first is not None
+            yield Document(document.source, iter(()) if first is None else chain([first], document.pieces))
+    if not found:
+        raise InputError(
+            f"{shown(path)}: no text: every document is empty, or there is none; give files that hold text"
+        )
+
+
+def resolve(path: Paths) -> list[str]:
+    """List the files and `hf:` ids that `path` names, in reading order.
+
+    Folders and globs give their files of known suffixes that are not hidden; only a file that was named itself must
+    have a known suffix.
+
+    Raises:
+        InputError: A path that does not exist or matches nothing, or a named file of a suffix that is not known.
+    """
+    if not isinstance(path, str | Path):
+        if not path:
+            raise InputError("the list of data paths is empty: give at least one file, folder, glob or hf: id")
+        return [found for item in path for found in resolve(item)]
+    name = str(path)
+    if name.startswith("hf:"):
+        return [name]
+    root = Path(name).expanduser()
+    if root.is_file():
+        if kind_of(name) is None:
+            raise InputError(f"{name}: unknown suffix '{root.suffix}'; known are {_known_suffixes()}")
+        return [str(root)]
+    if root.exists():
+        matches = [root]
+    else:
+        matches = [Path(match) for match in sorted(glob.glob(str(root), recursive=True))]
+        if not matches and re.search(r"[*?\[]", name):
+            raise InputError(f"{name}: no file matches this pattern; quote it in the shell and check the folder")
+        if not matches:
+            raise InputError(f"{name}: no such file or folder (from {Path.cwd()}); check the spelling of the path")
+    files = dict.fromkeys(file for match in matches for file in _files_under(match))
+    if not files:
+        raise InputError(f"{name}: no file with a known suffix in it; known are {_known_suffixes()}")
+    return [str(file) for file in files]
+
+
+def kind_of(name: str) -> tuple[str, str] | None:
+    """Return (kind, compression or "") by the suffixes of a file name, or None where they are not known."""
+    name = re.sub(r"\.t(gz|xz)$", r".tar.\1", name.lower())
+    stem, _, last = name.rpartition(".")
+    compression = last if last in COMPRESSIONS else ""
+    kind = stem.rpartition(".")[2] if compression else last
+    return (kind, compression) if kind in KINDS and "." in name else None
+
+
+def cut_text(chunks: Iterable[str], limit: int) -> Iterator[str]:
+    """Cut a text that arrives in chunks into pieces of at most `limit` characters whose concatenation is the text.
+
+    A piece ends after its last lone line break, else before its last run of white space, else at the limit; for
+    byte-level BPE with GPT-2's pre-tokenization the first two give the tokens of the uncut text.
+    """
+    text = ""
+    for chunk in chunks:
+        text += chunk
+        start = 0
+        while len(text) - start > limit:
+            match = CUT.match(text, start, start + limit)
+            end = match.end() if match else start + limit
+            yield text[start:end]
+            start = end
+        text = text[start:]
+    if text:
+        yield text
+
+
+def content_hash(path: Paths, cache_dir: str | Path) -> str:
+    """Hash the kinds and bytes of all files that `path` names, in order, and the ids and versions of `hf:` data sets.
+
+    Digests of files are remembered in `cache_dir/hashes.json` by absolute path, size and modification time, so that a
+    large file that has not changed is not read again.
+
+    Returns:
+        Hexadecimal BLAKE2b digest, 32 characters.
+    """
+    memo_path = Path(cache_dir) / "hashes.json"
+    memo = _load_memo(memo_path)
+    known = len(memo)
+    total = hashlib.blake2b(digest_size=16)
+    for name in resolve(path):
+        if name.startswith("hf:"):
+            part = f"{name} {hub_fingerprint(name)}"
+        else:
+            part = f"{kind_of(name)} {_file_hash(name, memo)}"
+        total.update(part.encode() + b"\n")
+    if len(memo) > known:
+        memo_path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memo_path.with_suffix(f".{os.getpid()}.part")
+        temporary.write_text(json.dumps(memo))
+        temporary.replace(memo_path)
+    return total.hexdigest()
+
+
+def _load_memo(path: Path) -> dict[str, str]:
+    try:
+        return cast(dict[str, str], json.loads(path.read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}  # the memo only saves time: without it the files are read
+
+
+def _file_hash(name: str, memo: dict[str, str]) -> str:
+    with telling_damage(name), open(name, "rb") as file:
+        status = os.fstat(file.fileno())
+        key = f"{Path(name).resolve()}|{status.st_size}|{status.st_mtime_ns}"
+        if key in memo:
+            return memo[key]
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    if time.time() - status.st_mtime > 2:  # a file written this moment may change again within one tick of the clock
+        memo[key] = digest
+    return digest
+
+
+def _known_suffixes() -> str:
+    kinds = ", ".join(f".{kind}" for kind in KINDS)
+    return f"{kinds}, .tgz, .txz, each also with {', '.join(f'.{suffix}' for suffix in COMPRESSIONS)}"
+
+
+def shown(path: Paths) -> str:
+    """`path` as messages write it."""
+    return str(path) if isinstance(path, str | Path) else ", ".join(map(str, path))
+
+
+def _files_under(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if kind_of(root.name) else []
+    return sorted(file for file in root.rglob("*") if file.is_file() and _is_wanted(str(file.relative_to(root))))
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a file met in a folder or archive is data: of a known kind and not hidden (`.git/`, `._x.txt`)."""
+    return kind_of(name) is not None and not any(part.startswith(".") and part != "." for part in Path(name).parts)
+
+
+def _read(name: str, column: str) -> Iterator[Document]:
+    if name.startswith("hf:"):
+        yield from _row_documents(name, column, hub_rows(name, column))
+        return
+    kind, compression = cast(tuple[str, str], kind_of(name))
+    with telling_damage(name), open(name, "rb") as file:
+        stream = decompress(file, compression)
+        yield from _read_tar(stream, name, column) if kind == "tar" else _read_stream(stream, kind, name, column)
+
+
+def _read_tar(stream: BinaryIO, name: str, column: str) -> Iterator[Document]:
+    """Documents of the members of known kinds, in one pass; archives inside archives are skipped."""
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        while (member := archive.next()) is not None:
+            kind = kind_of(member.name)
+            if member.isfile() and kind and kind[0] != "tar" and _is_wanted(member.name):
+                source = f"{name}::{member.name}"
+                content = cast(BinaryIO, archive.extractfile(member))
+                with telling_damage(source):
+                    yield from _read_stream(decompress(content, kind[1]), kind[0], source, column)
+            archive.members.clear()  # type: ignore[attr-defined]  # else tarfile remembers every member of millions
+
+
+def _read_stream(stream: BinaryIO, kind: str, source: str, column: str) -> Iterator[Document]:
+    if kind == "txt":
+        yield Document(source, cut_text(decoded(stream, source), PIECE_CHARACTERS))
+    else:
+        yield from _row_documents(source, column, ROWS[kind](stream, source, column))
+
+
+def _row_documents(source: str, column: str, rows: Rows) -> Iterator[Document]:
+    for number, text in rows:
+        row = f"{source}:{number}"
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(
+                f"{row}: '{column}' holds {kind}, not a string; name the column of the text, or mend the row"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            where = f"{row}: '{column}' holds half a surrogate pair at character {error.start}"
+            raise InputError(f"{where}; write whole characters") from error
+        yield Document(row, iter([text] if text else []))

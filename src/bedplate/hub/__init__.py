@@ -1,0 +1,1 @@
+"""Model directories in Hugging Face form, cards, and `Model`, what `load` returns."""

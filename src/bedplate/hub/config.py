@@ -1,0 +1,382 @@
+"""`config.json` of GPT-2, Llama and Qwen3, to and from `GPTConfig`.
+
+Each file is a pydantic model whose defaults are those of its `transformers` 5 class: an absent key means here what it means
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bedplate.errors import InputError
+from bedplate.models.gpt import GPTConfig
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.presets import PRESETS
+from bedplate.nn.rotary import RopeConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+# Names on the left are all that `transformers` has for the function on the right; the first of each is the one written.
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "relu": "relu",
+}
+
+# What each rotary type reads, beside its name and rope_theta.
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": (
+        "factor",
+        "original_max_position_embeddings",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "attention_factor",
+        "truncate",
+    ),
+}
+ROPE_REQUIRED = ("factor", "low_freq_factor", "high_freq_factor")
+
+
+def _supported(*values: Any) -> AfterValidator:
+    """A field that may hold only these values; `_sentence` words the error."""
+
+    def check(value: Any) -> Any:
+        if value not in values:
+            raise ValueError(f"supported: {', '.join(map(str, values))}")
+        return value
+
+    return AfterValidator(check)
+
+
+Activation = Annotated[str, _supported(*ACTIVATIONS)]
+Off = Annotated[bool, _supported(False)]
+On = Annotated[bool, _supported(True)]
+
+
+class _File(BaseModel):
+    """Keys without a field here do not change what the model computes."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    architecture: ClassVar[str]
+
+    vocab_size: Positive
+    quantization_config: Annotated[dict[str, Any] | None, _supported(None)] = None
+
+
+class _GPT2File(_File):
+    architecture = "GPT2LMHeadModel"
+
+    vocab_size: Positive = 50257
+    n_positions: Positive = Field(1024, validation_alias=AliasChoices("n_positions", "max_position_embeddings"))
+    n_embd: Positive = Field(768, validation_alias=AliasChoices("n_embd", "hidden_size"))
+    n_layer: Positive = Field(12, validation_alias=AliasChoices("n_layer", "num_hidden_layers"))
+    n_head: Positive = Field(12, validation_alias=AliasChoices("n_head", "num_attention_heads"))
+    n_inner: Positive | None = None
+    activation_function: Activation = "gelu_new"
+    layer_norm_epsilon: Rate = 1e-5
+    attn_pdrop: Share = 0.1
+    resid_pdrop: Share = 0.1
+    embd_pdrop: Share = 0.1
+    tie_word_embeddings: bool = True
+    scale_attn_weights: On = True
+    scale_attn_by_inverse_layer_idx: Off = False
+    add_cross_attention: Off = False
+
+    def config(self) -> GPTConfig:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        trunk = TrunkConfig(
+            **PRESETS["gpt2"]
+            | {
+                "hidden_size": self.n_embd,
+                "num_hidden_layers": self.n_layer,
+                "num_attention_heads": self.n_head,
+                "num_key_value_heads": self.n_head,
+                "head_dim": self.n_embd // self.n_head,
+                "intermediate_size": self.n_inner or 4 * self.n_embd,
+                "norm_eps": self.layer_norm_epsilon,
+                "activation": ACTIVATIONS[self.activation_function],
+                # The trunk has one dropout. Where the file has three, the largest: they act in training only.
+                "dropout": max(self.attn_pdrop, self.resid_pdrop, self.embd_pdrop),
+            }
+        )
+        return GPTConfig("gpt2", self.vocab_size, self.n_positions, self.tie_word_embeddings, trunk)
+
+    @staticmethod
+    def values(config: GPTConfig) -> dict[str, Any]:
+        c = config.trunk
+        return {
+            "n_positions": config.max_position_embeddings,
+            "n_embd": c.hidden_size,
+            "n_layer": c.num_hidden_layers,
+            "n_head": c.num_attention_heads,
+            "n_inner": c.intermediate_size,
+            "activation_function": _activation_name(c.activation),
+            "layer_norm_epsilon": c.norm_eps,
+            "attn_pdrop": c.dropout,
+            "resid_pdrop": c.dropout,
+            "embd_pdrop": c.dropout,
+        }
+
+
+class _RopeFile(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    rope_type: Annotated[str, _supported(*ROPE_KEYS)] = Field(
+        "default", validation_alias=AliasChoices("rope_type", "type")
+    )
+    rope_theta: Rate
+    factor: Rate | None = None
+    low_freq_factor: Rate | None = None
+    high_freq_factor: Rate | None = None
+    original_max_position_embeddings: Positive | None = None
+    beta_fast: Rate | None = None
+    beta_slow: Rate | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    truncate: bool | None = None
+    partial_rotary_factor: Annotated[float | None, _supported(1.0, None)] = None
+    # One dictionary for each kind of layer, which no family here has.
+    full_attention: Annotated[dict[str, Any] | None, _supported(None)] = None
+    sliding_attention: Annotated[dict[str, Any] | None, _supported(None)] = None
+
+    def config(self, context: int) -> RopeConfig:
+        """Absent keys are filled as in `modeling_rope_utils`; `context` is the model's longest."""
+        keys = ROPE_KEYS[self.rope_type]
+        values = self.model_dump(include={"rope_type", "rope_theta", *keys}, exclude_none=True)
+        if "original_max_position_embeddings" in keys:
+            original = values.setdefault("original_max_position_embeddings", context)
+            if self.rope_type == "yarn":
+                values.setdefault("factor", context / original)
+        for key in ROPE_REQUIRED:
+            if key in keys and key not in values:
+                raise ValueError(f"rotary positions of type {self.rope_type!r} need {key}, which is missing")
+        return RopeConfig(**values)
+
+
+class _LlamaFile(_File):
+    architecture = "LlamaForCausalLM"
+    family: ClassVar[str] = "llama"
+
+    vocab_size: Positive = 32000
+    hidden_size: Positive = 4096
+    intermediate_size: Positive = 11008
+    num_hidden_layers: Positive = 32
+    num_attention_heads: Positive = 32
+    num_key_value_heads: Positive | None = None
+    head_dim: Positive | None = None
+    hidden_act: Activation = "silu"
+    max_position_embeddings: Positive = 2048
+    rms_norm_eps: Rate = 1e-6
+    tie_word_embeddings: bool = False
+    rope: _RopeFile = Field(validation_alias=AliasChoices("rope_scaling", "rope_parameters"))
+    attention_bias: bool = False
+    attention_dropout: Share = 0.0
+    mlp_bias: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_rope(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Bring the old spelling (`rope_theta` beside `rope_scaling`) into the form of the new (all in one)."""
+        spelling = "rope_scaling" if values.get("rope_scaling") else "rope_parameters"
+        rope = values.get(spelling) or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{spelling} must be a dictionary, got {rope!r}")
+        beside = {key: values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+        rope = {"rope_theta": 10_000.0, **{key: value for key, value in beside.items() if value is not None}, **rope}
+        if (original := values.get("original_max_position_embeddings")) is not None:
+            rope["original_max_position_embeddings"] = original  # here the outer one wins
+        return {**{key: value for key, value in values.items() if key != "rope_scaling"}, spelling: rope}
+
+    def config(self) -> GPTConfig:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        trunk = TrunkConfig(
+            **PRESETS[self.family]
+            | {
+                "hidden_size": self.hidden_size,
+                "num_hidden_layers": self.num_hidden_layers,
+                "num_attention_heads": self.num_attention_heads,
+                "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
+                "head_dim": self.head_dim or self.hidden_size // self.num_attention_heads,
+                "intermediate_size": self.intermediate_size,
+                "norm_eps": self.rms_norm_eps,
+                "activation": ACTIVATIONS[self.hidden_act],
+                "attention_bias": self.attention_bias,
+                "output_bias": self.attention_bias,
+                "mlp_bias": self.mlp_bias,
+                "rope": self.rope.config(self.max_position_embeddings),
+                "windows": self.windows(),
+                # `transformers` has it in attention only, our trunk on residual branches too.
+                "dropout": self.attention_dropout,
+            }
+        )
+        return GPTConfig(self.family, self.vocab_size, self.max_position_embeddings, self.tie_word_embeddings, trunk)
+
+    def windows(self) -> tuple[int | None, ...] | None:
+        return None
+
+    @staticmethod
+    def values(config: GPTConfig) -> dict[str, Any]:
+        c = config.trunk
+        return {
+            "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size,
+            "num_hidden_layers": c.num_hidden_layers,
+            "num_attention_heads": c.num_attention_heads,
+            "num_key_value_heads": c.num_key_value_heads,
+            "head_dim": c.head_dim,
+            "hidden_act": _activation_name(c.activation),
+            "max_position_embeddings": config.max_position_embeddings,
+            "rms_norm_eps": c.norm_eps,
+            "attention_bias": c.attention_bias,
+            "attention_dropout": c.dropout,
+            "mlp_bias": c.mlp_bias,
+            **_rope_values(c.rope or RopeConfig()),
+        }
+
+
+class _Qwen3File(_LlamaFile):
+    architecture = "Qwen3ForCausalLM"
+    family = "qwen3"
+
+    vocab_size: Positive = 151936
+    intermediate_size: Positive = 22016
+    num_key_value_heads: Positive | None = 32
+    head_dim: Positive | None = 128
+    max_position_embeddings: Positive = 32768
+    mlp_bias: Off = False
+    use_sliding_window: bool = False
+    sliding_window: Positive | None = 4096
+    max_window_layers: int = 28
+    layer_types: list[Annotated[str, _supported("full_attention", "sliding_attention")]] | None = None
+
+    def windows(self) -> tuple[int | None, ...] | None:
+        """A sliding window counts the token itself, ours is the largest distance."""
+        n, window = self.num_hidden_layers, self.sliding_window if self.use_sliding_window else None
+        if self.layer_types is None:
+            slides = [window is not None and layer >= self.max_window_layers for layer in range(n)]
+        else:
+            slides = [kind == "sliding_attention" for kind in self.layer_types]
+        if len(slides) != n:
+            raise ValueError(f"layer_types has {len(slides)} entries for num_hidden_layers={n}")
+        if not any(slides):
+            return None
+        if window is None:
+            raise ValueError("layer_types has sliding_attention, but use_sliding_window or sliding_window is not set")
+        return tuple(window - 1 if slide else None for slide in slides)
+
+    @staticmethod
+    def values(config: GPTConfig) -> dict[str, Any]:
+        windows = config.trunk.windows or (None,) * config.trunk.num_hidden_layers
+        window = next((w for w in windows if w is not None), None)
+        values = _LlamaFile.values(config)
+        del values["mlp_bias"]
+        return values | {
+            "use_sliding_window": window is not None,
+            "sliding_window": None if window is None else window + 1,
+            "max_window_layers": next((i for i, w in enumerate(windows) if w is not None), len(windows)),
+            "layer_types": ["full_attention" if w is None else "sliding_attention" for w in windows],
+        }
+
+
+FAMILIES: dict[str, type[_GPT2File | _LlamaFile]] = {"gpt2": _GPT2File, "llama": _LlamaFile, "qwen3": _Qwen3File}
+
+
+def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> GPTConfig:
+    """The `GPTConfig` of a `transformers` config file's values; `where` names the file in errors.
+
+    Raises:
+        InputError: an unknown model_type, a value of the wrong type, or a variant that the trunk does not have.
+    """
+    family = values.get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{where}: model_type={family!r} is not supported; supported: {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[family].model_validate(dict(values)).config()
+    except ValidationError as error:
+        raise InputError(f"{where}: {_sentence(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def config_to_hf(config: GPTConfig) -> dict[str, Any]:
+    """The values of the config file from which `transformers` builds the same model.
+
+    Raises:
+        InputError: the family's `transformers` class cannot build it.
+    """
+    file, c = FAMILIES[config.family], config.trunk
+    values = {
+        "architectures": [file.architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        **file.values(config),
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    # Reading back is the proof that nothing was lost.
+    if differences := _differences(config, config_from_hf(values)):
+        raise InputError(f"a {config.family} directory cannot hold a model with {', '.join(differences)}")
+    if config.family == "llama" and c.hidden_size % c.num_attention_heads:
+        raise InputError(
+            f"a llama directory cannot hold a model with hidden_size={c.hidden_size} that is not a multiple of "
+            f"num_attention_heads={c.num_attention_heads}"
+        )
+    return values
+
+
+def _rope_values(rope: RopeConfig) -> dict[str, Any]:
+    """Both spellings: `rope_parameters` for transformers 5, `rope_theta` and `rope_scaling` for older readers."""
+    used = {key: getattr(rope, key) for key in ROPE_KEYS[rope.rope_type]}
+    scaling = {"rope_type": rope.rope_type, **{key: value for key, value in used.items() if value is not None}}
+    values = {"rope_theta": rope.rope_theta, "rope_parameters": scaling | {"rope_theta": rope.rope_theta}}
+    return values if rope.rope_type == "default" else values | {"rope_scaling": scaling}
+
+
+def _activation_name(activation: str) -> str:
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def _differences(wanted: Any, got: Any, prefix: str = "") -> list[str]:
+    """`name=value` of each field of `wanted` that `got` does not have."""
+    found = []
+    for field in fields(wanted):
+        a, b = getattr(wanted, field.name), getattr(got, field.name)
+        if is_dataclass(a) and is_dataclass(b):
+            found += _differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name}={a!r}")
+    return found
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault, with its key, its value and what would be right."""
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if fault["type"] == "value_error":
+        return f"{key}={fault['input']!r} is not supported; {message}"
+    return f"{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,139 @@
+"""`Model`, what `load` returns: a module, its tokenizer and its card, used on what a person has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from tokenizers import Tokenizer
+
+from bedplate.data.tokenizer import load_tokenizer
+from bedplate.errors import InputError
+from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
+from bedplate.hub.locate import locate
+from bedplate.hub.text import TextStream
+from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.models.sampling import generate
+
+
+@dataclass
+class Model:
+    """A language model. `module(ids)` gives logits (B, N, V); `tokenizer` is None where the directory has none."""
+
+    module: GPT
+    tokenizer: Tokenizer | None = None
+    card: str = ""
+    special: SpecialTokens = field(default_factory=SpecialTokens)
+
+    @property
+    def config(self) -> GPTConfig:
+        return self.module.config
+
+    @overload
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        stop: str | Sequence[str] = (),
+        stream: Callable[[int, str], object] | None = None,
+        **options: Any,
+    ) -> list[str]: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Sequence[int]], **options: Any) -> list[list[int]]: ...
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        stop: str | Sequence[str] = (),
+        stream: Callable[[int, str], object] | None = None,
+        **options: Any,
+    ) -> list[str] | list[list[int]]:
+        """Continuations, one a prompt, without the prompts: text for text, token ids for token ids.
+
+        Args:
+            prompts: one text or several, or rows of token ids.
+            stop: strings that end a text; it is cut before the first.
+            stream: called with (row, new text) as text becomes certain.
+            options: max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed: see `sampling.generate`.
+                The model's end-of-text ids end a row; `stop_ids` gives others.
+
+        Raises:
+            InputError: text without a tokenizer, or a prompt or setting that `sampling.generate` refuses.
+        """
+        options.setdefault("stop_ids", self.special.eos)
+        given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [prompt for prompt in given if isinstance(prompt, str)]
+        rows = [list(prompt) for prompt in given if not isinstance(prompt, str)]
+        if texts and rows:
+            raise InputError("prompts mix strings and token ids; give one kind at a time")
+        if texts:
+            return self._generate_text(texts, [stop] if isinstance(stop, str) else list(stop), stream, options)
+        if stop or stream:
+            raise InputError("stop and stream work on text; give prompts as strings")
+        return generate(self.module, rows, **options)
+
+    def predict(self, inputs: str | Sequence[str], **options: Any) -> list[dict[str, str]]:
+        """`[{"text": continuation}]`, one an input; options are those of `generate`."""
+        return [{"text": text} for text in self.generate(inputs, **options)]
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write a model directory; see `save_directory`."""
+        save_directory(directory, self.module, self.tokenizer, self.card, special=self.special, overwrite=overwrite)
+
+    def _generate_text(
+        self, prompts: list[str], stop: list[str], stream: Callable[[int, str], object] | None, options: dict[str, Any]
+    ) -> list[str]:
+        if "" in stop:
+            raise InputError("an empty stop string would end every text at once; leave it out")
+        tokenizer = self._need_tokenizer()
+        rows = [self._encode(tokenizer, prompt) for prompt in prompts]
+        texts = [TextStream(tokenizer, row, stop) for row in rows]
+
+        def give(row: int, piece: str) -> None:
+            if stream and piece:
+                stream(row, piece)
+
+        def on_token(row: int, token: int) -> bool:
+            give(row, texts[row].add(token))
+            return texts[row].stopped
+
+        generate(self.module, rows, on_token=on_token, **options)
+        for row, text in enumerate(texts):
+            give(row, text.finish())
+        return [text.text for text in texts]
+
+    def _encode(self, tokenizer: Tokenizer, prompt: str) -> list[int]:
+        """An empty prompt starts where a document does."""
+        start = self.special.bos if self.special.bos is not None else next(iter(self.special.eos), None)
+        return list(tokenizer.encode(prompt).ids) or ([] if start is None else [start])
+
+    def _need_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InputError(
+                "this model has no tokenizer: put its tokenizer.json into the directory and load it again, "
+                "or give token ids"
+            )
+        return self.tokenizer
+
+
+def load(path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Model:
+    """A model from a model directory, a run directory, `zoo:NAME` or `hf:ORG/NAME[@REVISION]`.
+
+    Args:
+        device: where the weights go, the CPU by default.
+        dtype: fp32, bf16 or fp16, the checkpoint's by default.
+
+    Raises:
+        InputError: nothing is there, or what is there is not a model that bedplate has.
+    """
+    directory = locate(path)
+    module = load_module(directory, dtype, device)
+    tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
+    card = directory / "README.md"
+    text = card.read_text("utf-8") if card.is_file() else ""
+    return Model(module, tokenizer, text, read_special_tokens(directory))

@@ -1,0 +1,1 @@
+"""Models: one file a system, each a thin composition over `nn.Trunk`."""

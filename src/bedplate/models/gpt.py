@@ -1,0 +1,149 @@
+"""GPT: a causal language model in the GPT-2, Llama or Qwen3 shape."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.errors import InputError
+from bedplate.nn.cache import Cache
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.heads import linear_cross_entropy
+from bedplate.nn.presets import PRESETS, default_intermediate_size
+from bedplate.nn.span import Span
+from bedplate.nn.trunk import Trunk
+
+
+@dataclass(frozen=True, slots=True)
+class GPTConfig:
+    """Family names are `model_type` in a `transformers` config file: gpt2, llama or qwen3."""
+
+    family: str
+    vocab_size: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    trunk: TrunkConfig
+
+    @staticmethod
+    def from_preset(
+        preset: str,
+        *,
+        vocab_size: int,
+        max_position_embeddings: int,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        intermediate_size: int | None = None,
+        tie_word_embeddings: bool = True,
+        **options: Any,
+    ) -> GPTConfig:
+        """Sizes left out follow the family: key-value heads = heads, head_dim = D / heads, the usual MLP width."""
+        if head_dim is None and hidden_size % num_attention_heads:
+            raise InputError(
+                f"model.hidden_size={hidden_size} is not a multiple of model.num_attention_heads={num_attention_heads}"
+                "; change one of them or give model.head_dim"
+            )
+        trunk = TrunkConfig(
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=num_key_value_heads or num_attention_heads,
+            head_dim=head_dim or hidden_size // num_attention_heads,
+            intermediate_size=intermediate_size or default_intermediate_size(preset, hidden_size),
+            **{**PRESETS[preset], **options},
+        )
+        return GPTConfig(preset, vocab_size, max_position_embeddings, tie_word_embeddings, trunk)
+
+
+class GPT(nn.Module):
+    """Token ids in, logits over the next token out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        d = c.trunk.hidden_size
+        self.embed = nn.Embedding(c.vocab_size, d)
+        # Where the trunk has no rotary positions, they are learned.
+        self.positions = nn.Embedding(c.max_position_embeddings, d) if c.trunk.rope is None else None
+        self.dropout = nn.Dropout(c.trunk.dropout) if c.trunk.dropout else nn.Identity()
+        self.trunk = Trunk(c.trunk)
+        self.head = nn.Linear(d, c.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's weight where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.head.weight = self.embed.weight
+
+    def hidden(
+        self,
+        ids: Tensor,
+        *,
+        pos: Tensor | None = None,
+        doc: Tensor | None = None,
+        valid: Tensor | None = None,
+        right_padded: bool = False,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Final hidden states `(B, N, D)` of `ids (B, N)`.
+
+        Args:
+            pos: positions `(N,)` or `(B, N)`; by default they go on from the cache's length.
+            doc: document numbers `(B, N)` of packed rows; documents do not see each other, all see document 0.
+            valid: False on padding `(B, N)`; `right_padded` promises that padding ends each row, which needs no mask.
+        """
+        start, n = (cache.length if cache else 0), ids.shape[1]
+        if pos is None:
+            if self.positions is not None and start + n > self.positions.num_embeddings:
+                raise InputError(
+                    f"{start + n} tokens do not fit into this model's {self.positions.num_embeddings} learned positions"
+                    "; shorten the text"
+                )
+            pos = torch.arange(start, start + n, device=ids.device)
+        x = self.embed(ids)
+        if self.positions is not None:
+            x = x + self.positions(pos)
+        span = Span.causal(self.dropout(x), pos, valid=valid, doc=doc, right_padded=right_padded)
+        return self.trunk(span, cache)
+
+    def forward(self, ids: Tensor, **options: Any) -> Tensor:
+        """Logits `(B, N, V)`; options are those of `hidden`."""
+        return self.head(self.hidden(ids, **options))
+
+    def loss(self, ids: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """(summed negative log-likelihood of `targets (B, N)` in nats, number counted); see `linear_cross_entropy`."""
+        return linear_cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fresh weights, a pure function of the seed.
+
+        GPT-2 keeps its own: normal 0.02, residual outputs 0.02 / sqrt(2 L), zero biases. The others start as the
+        identity: matrices normal 1 / sqrt(fan_in), outputs into the residual stream zero, so that every block begins as
+        a no-op and depth does not set the scale; embeddings normal 0.02, which gives a tied head near-uniform first
+        predictions. Norm gains are 1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        gpt2 = self.config.family == "gpt2"
+        for name, parameter in self.named_parameters():
+            shape = parameter.shape
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = 0.02 / math.sqrt(2 * self.config.trunk.num_hidden_layers) if gpt2 else 0.0
+            elif gpt2 or name.startswith(("embed", "positions", "head")):
+                std = 0.02
+            else:
+                std = 1 / math.sqrt(shape[1])
+            parameter.copy_(torch.randn(shape, generator=generator) * std)
+
+    def flops_per_token(self, length: int) -> int:
+        """Training FLOPs a token at rows of `length` tokens, the head included."""
+        return self.trunk.flops_per_token(length) + 6 * self.head.weight.numel()

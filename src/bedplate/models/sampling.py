@@ -1,0 +1,200 @@
+"""Generation: the filters of a next-token distribution, and the decoding of several prompts at once."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from bedplate.errors import InputError
+from bedplate.models.gpt import GPT
+from bedplate.nn.cache import Cache
+
+GREEDY = 1e-5  # temperatures below it are taken as 0: logits divided by them would overflow
+
+
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Logits `(B, V)`, those of tokens `seen (B, V)` made smaller: / penalty where positive, * penalty where negative.
+
+    The rule of CTRL (arXiv 1909.05858, section 4.1) in the form that also works for negative logits.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def distribution(
+    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """What to draw from: weights `(B, K)`, a filtered token's 0, and their ids `(B, K)`; None: all ids in their order.
+
+    `top_k` keeps the k most likely tokens, and of these `top_p` the fewest whose probability reaches p, at least one
+    (nucleus sampling, arXiv 1904.09751).
+    """
+    logits = logits.float() / temperature
+    if top_p == 1:
+        top_p = None
+    if top_k is None and top_p is None:
+        return logits.softmax(-1), None
+    vocab_size = logits.shape[-1]
+    logits, ids = logits.topk(min(top_k or vocab_size, vocab_size))  # sorted: the most likely first
+    weights = logits.softmax(-1)
+    if top_p is not None:
+        before = weights.cumsum(-1) - weights
+        weights = weights * (before < top_p)
+    return weights, ids
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The index `(B, 1)` where a row's running sum of `weights (B, K)` reaches the share `uniform (B, 1)` in (0, 1].
+
+    It takes one number a row, so a row's draws come from its own generator alone and are the same on every device. As
+    the share is never 0 and the first index is taken, a weight of 0 is never drawn.
+    """
+    total = weights.cumsum(-1)
+    return torch.searchsorted(total, uniform * total[:, -1:])
+
+
+class Sampler:
+    """Chooses the next token of every row: repetition penalty, temperature, top-k, top-p, then a draw."""
+
+    def __init__(
+        self,
+        prompts: list[list[int]],
+        *,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        repetition_penalty: float,
+        seed: int | None,
+    ) -> None:
+        if not (0 <= temperature < math.inf):
+            raise InputError(f"temperature={temperature} must be 0 (greedy) or a positive number")
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k} must be at least 1, or left out to keep all tokens")
+        if top_p is not None and not (0 < top_p <= 1):
+            raise InputError(f"top_p={top_p} must be above 0 and at most 1")
+        if not (0 < repetition_penalty < math.inf):
+            raise InputError(f"repetition_penalty={repetition_penalty} must be a positive number; 1 is no penalty")
+        self.temperature, self.top_k, self.top_p, self.penalty = temperature, top_k, top_p, repetition_penalty
+        self.prompts = prompts
+        self.seen: Tensor | None = None  # (B, V), made when the vocabulary and the device are known
+        repeats = Counter[tuple[int, ...]]()
+        self.generators = []
+        for prompt in map(tuple, prompts):
+            self.generators.append(random.Random(None if seed is None else seed + repeats[prompt]))
+            repeats[prompt] += 1
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Token ids `(B, 1)` for logits `(B, V)`."""
+        if self.penalty != 1:
+            if self.seen is None:
+                self.seen = torch.zeros_like(logits, dtype=torch.bool)
+                for row, prompt in enumerate(self.prompts):
+                    self.seen[row, prompt] = True
+            logits = penalize(logits, self.seen, self.penalty)
+        if self.temperature < GREEDY:
+            chosen = logits.argmax(-1, keepdim=True)
+        else:
+            weights, ids = distribution(logits, self.temperature, self.top_k, self.top_p)
+            uniform = torch.tensor([[1 - generator.random()] for generator in self.generators], device=logits.device)
+            chosen = draw(weights, uniform)
+            if ids is not None:
+                chosen = ids.gather(1, chosen)
+        if self.seen is not None:
+            self.seen.scatter_(1, chosen, True)
+        return chosen
+
+
+def _check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> None:
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {row} is empty: give at least one token, such as the one that begins a document")
+        if len(prompt) >= context:
+            raise InputError(
+                f"prompt {row} has {len(prompt)} tokens and the model's context holds {context}, "
+                "new ones included; shorten the prompt"
+            )
+        if not (min(prompt) >= 0 and max(prompt) < vocab_size):
+            raise InputError(
+                f"prompt {row} has a token id outside the model's vocabulary of {vocab_size}; "
+                "use the model's own tokenizer"
+            )
+
+
+def _prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor, Tensor | None]:
+    """Hidden states `(B, D)` of each row's last token; positions `(B, 1)` of the next, None where all are the same."""
+    device = module.embed.weight.device
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    if min(lengths) == longest:
+        return module.hidden(ids, cache=cache)[:, -1], None
+    pos = torch.tensor(lengths, device=device)[:, None]
+    valid = torch.arange(longest, device=device) < pos
+    hidden = module.hidden(ids, valid=valid, right_padded=True, cache=cache)
+    return hidden[torch.arange(len(prompts), device=device), pos[:, 0] - 1], pos
+
+
+@torch.inference_mode()
+def generate(
+    module: GPT,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop_ids: Collection[int] = frozenset(),
+    on_token: Callable[[int, int], bool | None] | None = None,
+) -> list[list[int]]:
+    """Continuations, without the prompts, of several prompts of any lengths at once.
+
+    A row depends on its prompt and the settings, not on the rows beside it. The module must be in evaluation mode.
+
+    Args:
+        max_new_tokens: of each row; a row ends earlier where prompt and continuation fill the model's context.
+        temperature: divides the logits; 0 takes the most likely token each time.
+        top_k, top_p, repetition_penalty: see `distribution` and `penalize`; the penalty covers prompt and continuation.
+        seed: of every row; the k-th repetition of the same prompt draws with seed + k. None: fresh entropy.
+        stop_ids: tokens that end a row and are not part of it.
+        on_token: called with (row, token id) as each token is recorded; returning True ends the row.
+
+    Raises:
+        InputError: for an empty or too long prompt, an id outside the vocabulary, or a setting outside its range.
+    """
+    assert not module.training, "call module.eval() first: dropout has no place in generation"
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    context = module.config.max_position_embeddings
+    _check_prompts(prompts, module.config.vocab_size, context)
+    choose = Sampler(
+        prompts, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    if not prompts:
+        return []
+    limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    cache = module.trunk.make_cache(len(prompts), max(map(len, prompts)) + max(limits))
+    rows: list[list[int]] = [[] for _ in prompts]
+    running = set(range(len(prompts)))
+    hidden, pos = _prefill(module, prompts, cache)
+    while True:
+        chosen = choose(module.head(hidden))
+        for row, token in enumerate(chosen.flatten().tolist()):
+            if row not in running:
+                continue  # a row that has ended is decoded on beside the others, unrecorded
+            if token in stop_ids:
+                running.remove(row)
+                continue
+            rows[row].append(token)
+            if (on_token is not None and on_token(row, token)) or len(rows[row]) == limits[row]:
+                running.remove(row)
+        if not running:
+            return rows
+        hidden = module.hidden(chosen, pos=pos, cache=cache)[:, -1]
+        if pos is not None:
+            pos = (pos + 1).clamp(max=context - 1)  # learned positions have no more, and an ended row may be there

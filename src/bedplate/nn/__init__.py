@@ -1,0 +1,1 @@
+"""The one Transformer: spans, the mask rule, attention, blocks, the trunk, its cache and its heads."""

@@ -1,0 +1,90 @@
+"""Multi-head attention with grouped keys, optional QK-norm and rotary positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.nn.cache import Cache
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.mask import Keys, visible
+from bedplate.nn.norm import RMSNorm
+from bedplate.nn.rotary import rotate
+from bedplate.nn.span import Span
+
+
+@dataclass(slots=True)
+class Context:
+    """What all blocks share in one pass through the trunk: rotary tables, masks and the cache."""
+
+    queries: Keys
+    keys: Keys
+    length: int  # keys in all
+    is_causal: bool  # PyTorch's fused causal kernel is exact
+    unmasked: bool  # every query sees every key
+    rotary: tuple[Tensor, Tensor] | None
+    cache: Cache | None
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def of(span: Span, cache: Cache | None, rotary: tuple[Tensor, Tensor] | None) -> Context:
+        """Decide from static facts alone which kernel serves the span."""
+        n = span.x.shape[1]
+        if cache is None or cache.length == 0:
+            queries, keys = cache.extend(span) if cache is not None else (Keys.of(span),) * 2
+            return Context(queries, keys, n, span.kind == "causal", span.kind == "full", rotary, cache)
+        queries, keys = cache.extend(span)
+        # is_causal aligns the first query with the first key, so it is wrong for a span behind a cache; but a single
+        # token behind a plain cache sees everything.
+        return Context(queries, keys, cache.length, False, n == 1 and cache.plain, rotary, cache)
+
+    def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
+        """(boolean mask or None, is_causal) for layers with this window; each mask is made once and shared."""
+        if window is not None and self.length <= window + 1:
+            window = None  # positions of a document are consecutive: nothing is out of reach
+        if window is None and (self.is_causal or self.unmasked):
+            return None, self.is_causal
+        if window not in self._masks:
+            self._masks[window] = visible(self.queries, self.keys, window)
+        return self._masks[window], False
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention, `(B, N, D) -> (B, N, D)`."""
+
+    def __init__(self, config: TrunkConfig, layer: int) -> None:
+        super().__init__()
+        c = config
+        self.layer, self.head_dim, self.dropout = layer, c.head_dim, c.dropout
+        self.window = c.windows[layer] if c.windows else None
+        self.grouped = c.num_key_value_heads != c.num_attention_heads
+        query_size, key_size = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, query_size, bias=c.attention_bias)
+        self.k_proj = nn.Linear(c.hidden_size, key_size, bias=c.attention_bias)
+        self.v_proj = nn.Linear(c.hidden_size, key_size, bias=c.attention_bias)
+        self.o_proj = nn.Linear(query_size, c.hidden_size, bias=c.output_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        if ctx.rotary is not None:
+            q, k = rotate(q, *ctx.rotary), rotate(k, *ctx.rotary)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if ctx.cache is not None:
+            k, v = ctx.cache.update(self.layer, k, v)
+        mask, is_causal = ctx.mask(self.window)
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            enable_gqa=self.grouped,
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,60 @@
+"""One layer: attention and a feed-forward network, each behind a norm and added to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bedplate.nn.attention import Attention, Context
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.norm import RMSNorm, for_matmul
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def make_norm(config: TrunkConfig) -> nn.Module:
+    """The trunk's norm over the hidden size."""
+    if config.norm == "rms":
+        return RMSNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps)
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where gated (GLU variants, arXiv 2002.05202)."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        d, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(d, inner, bias=bias) if config.gated else None
+        self.up_proj = nn.Linear(d, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, d, bias=bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm residual layer, `(B, N, D) -> (B, N, D)`."""
+
+    def __init__(self, config: TrunkConfig, layer: int) -> None:
+        super().__init__()
+        self.attn_norm = make_norm(config)
+        self.attn = Attention(config, layer)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = x + self.dropout(self.attn(for_matmul(self.attn_norm(x)), ctx))
+        return x + self.dropout(self.mlp(for_matmul(self.mlp_norm(x))))

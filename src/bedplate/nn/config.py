@@ -1,0 +1,41 @@
+"""The shape of a trunk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bedplate.errors import InputError
+from bedplate.nn.rotary import RopeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkConfig:
+    """Names are those of `transformers` config files where these have one."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = True
+    rope: RopeConfig | None = RopeConfig()
+    windows: tuple[int | None, ...] | None = None  # by layer: the largest |pos_i - pos_j| that it sees
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+        if self.rope is not None and self.head_dim % 2:
+            raise InputError(f"head_dim={self.head_dim} must be even for rotary positions")

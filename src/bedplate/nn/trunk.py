@@ -1,0 +1,45 @@
+"""The Transformer that every model of this package is a thin composition over."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bedplate.nn.attention import Context
+from bedplate.nn.block import Block, make_norm
+from bedplate.nn.cache import Cache
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.rotary import Rotary
+from bedplate.nn.span import Span
+
+
+class Trunk(nn.Module):
+    """A stack of blocks over one `Span`, with a final norm."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = make_norm(config)
+        self.rotary = Rotary(config.rope, config.head_dim) if config.rope else None
+
+    def forward(self, span: Span, cache: Cache | None = None) -> Tensor:
+        """Final hidden states `(B, N, D)`. With a cache, the span stands behind what the cache holds."""
+        ctx = Context.of(span, cache, self.rotary.tables(span.pos) if self.rotary else None)
+        x = span.x
+        for block in self.blocks:
+            x = block(x, ctx)
+        return self.norm(x)
+
+    def make_cache(self, batch_size: int, capacity: int) -> Cache:
+        """An empty key-value cache for `batch_size` rows of at most `capacity` tokens."""
+        return Cache(self.config.num_hidden_layers, batch_size, capacity)
+
+    def flops_per_token(self, length: int) -> int:
+        """Training FLOPs a token (forward and backward) at rows of `length` tokens, heads and embeddings not counted.
+
+        6 a weight of every matrix, and 12 * length * heads * head_dim a layer for attention's two products; causal
+        attention counts in full, as in PaLM (arXiv 2204.02311, appendix B).
+        """
+        c = self.config
+        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
+        return 6 * weights + 12 * length * c.num_attention_heads * c.head_dim * c.num_hidden_layers

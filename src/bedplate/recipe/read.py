@@ -1,0 +1,128 @@
+"""Reading recipes: YAML, overrides, and errors that name the key and its nearest known neighbour."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bedplate.errors import InputError
+from bedplate.recipe.schema import Recipe
+
+
+def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe from a YAML file, a mapping or a recipe, with `key.path=value` overrides applied.
+
+    Raises:
+        InputError: missing or malformed file, unknown key, wrong type, or values that contradict each other.
+    """
+    if isinstance(recipe, Recipe):
+        name, values = "recipe", recipe.model_dump(mode="json")
+    elif isinstance(recipe, Mapping):
+        name, values = "recipe", _copy(recipe)
+    else:
+        name, values = str(recipe), _read_yaml(Path(recipe))
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{name}: {_sentence(error)}") from None
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML; `read_recipe` gives the same recipe back."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such recipe; give the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys such as `out:`, `data:` and `train:`")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} is not of the form key.path=value, for example train.steps=100")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {override!r}: {parent!r} holds a value, not a section")
+    values[last] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first fault as one sentence; unknown keys go first, since a misspelt key also shows as a missing one."""
+    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    fault = faults[0]
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(location)
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_nearest(location)}{more}"
+    if fault["type"] == "missing":
+        return f"key {key!r} is missing; add it to the recipe or give {key}=VALUE{more}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if not location or fault["type"] == "value_error":
+        return message + more
+    return f"{key}: {message[0].lower()}{message[1:]}, got {fault['input']!r}{more}"
+
+
+def _nearest(location: list[str]) -> str:
+    """'; did you mean X?' for an unknown key: among its neighbours first, then among all keys."""
+    section: type[BaseModel] | None = Recipe
+    for part in location[:-1]:
+        section = _section(section, part)
+        if section is None:
+            return ""
+    assert section is not None
+    prefix = "".join(f"{part}." for part in location[:-1])
+    here = {name: prefix + name for name in section.model_fields}
+    everywhere = {path.rpartition(".")[2]: path for path in _paths(Recipe)}
+    for names, cutoff in ((here, 0.6), (everywhere, 0.8)):
+        if match := difflib.get_close_matches(location[-1], names, n=1, cutoff=cutoff):
+            return f"; did you mean {names[match[0]]!r}?"
+    return f"; known keys are {', '.join(sorted(section.model_fields))}"
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model behind a field, or None where the field holds a plain value."""
+    if name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name in model.model_fields:
+        section = _section(model, name)
+        found += _paths(section, f"{prefix}{name}.") if section else [prefix + name]
+    return found

@@ -1,0 +1,214 @@
+"""What a recipe may say. Every field's docstring is its documentation; unknown keys are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """A part of a recipe: no unknown keys, and validated again when changed."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+
+class ModelRecipe(Strict):
+    """The network, in the names of `transformers` config files."""
+
+    preset: Literal["qwen3", "llama", "gpt2"] = "qwen3"
+    """architecture; directories written from it load in `transformers` under the same name"""
+    hidden_size: Positive = 384
+    """width of the residual stream"""
+    num_hidden_layers: Positive = 6
+    """number of blocks"""
+    num_attention_heads: Positive = 6
+    """query heads in a block"""
+    num_key_value_heads: Positive | None = None
+    """key and value heads; fewer than query heads is grouped-query attention (default: as many)"""
+    head_dim: Positive | None = None
+    """width of a head (default: hidden_size / num_attention_heads)"""
+    intermediate_size: Positive | None = None
+    """inner width of the MLP (default: 4 hidden sizes, or 8/3 where gated)"""
+    max_position_embeddings: Positive | None = None
+    """longest context (default: train.sequence_length)"""
+    tie_word_embeddings: bool = True
+    """whether the output head shares the embedding's weight"""
+    rope_theta: Rate = 10_000.0
+    """base of the rotary frequencies (qwen3, llama)"""
+    dropout: Share = 0.0
+    """dropout on embeddings, attention and residual branches"""
+
+
+class TokenizerRecipe(Strict):
+    """An existing tokenizer, or one trained on the data."""
+
+    path: Path | None = None
+    """a tokenizer.json, or a directory that holds one; without it a byte-level BPE is trained"""
+    vocab_size: Positive = 8192
+    """entries of the tokenizer that is trained"""
+
+
+class DataRecipe(Strict):
+    """Text: where it is, and how it is cut into rows."""
+
+    path: list[str]
+    """files, folders, globs, tar archives, or hf:org/name; a string or a list"""
+    weights: list[Rate] | None = None
+    """share of each path in the mixture (default: by size)"""
+    column: str = "text"
+    """the column or key that holds the text"""
+    val_path: list[str] | None = None
+    """held-out text; without it documents are held out by their hash"""
+    val_fraction: Share = 0.01
+    """share of documents held out"""
+    isolate_documents: bool = False
+    """whether documents packed into one row are hidden from each other, with positions that restart"""
+    workers: Positive = 1
+    """processes that tokenise"""
+    cache: Path | None = None
+    """folder of tokenised shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
+
+    @field_validator("path", "val_path", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [str(value)] if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _weights_match(self) -> DataRecipe:
+        if not self.path:
+            raise ValueError("data.path names no file")
+        if self.weights is not None and len(self.weights) != len(self.path):
+            raise ValueError(f"data.weights has {len(self.weights)} entries for {len(self.path)} paths in data.path")
+        return self
+
+
+class OptimizerRecipe(Strict):
+    """How weights follow gradients."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """muon: Muon on the blocks' matrices and AdamW on the rest; adamw: AdamW on everything"""
+    learning_rate: Rate = 3e-3
+    """AdamW's peak learning rate"""
+    muon_learning_rate: Rate = 0.02
+    """Muon's peak learning rate"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """decoupled weight decay of matrices; vectors have none"""
+    beta1: Share = 0.9
+    """AdamW's decay of the first moment"""
+    beta2: Share = 0.95
+    """AdamW's decay of the second moment"""
+    momentum: Share = 0.95
+    """Muon's momentum"""
+    clip_norm: Rate | None = 1.0
+    """largest gradient norm (null: no clipping)"""
+
+
+class ScheduleRecipe(Strict):
+    """How the learning rate moves over the run."""
+
+    name: Literal["wsd", "cosine"] = "wsd"
+    """wsd: warm up, stay, decay linearly; cosine: warm up, then half a cosine"""
+    warmup: Share = 0.02
+    """share of the steps that warm up"""
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.65
+    """share of the steps that decay (wsd)"""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """learning rate at the end, as a share of the peak"""
+
+
+class TrainRecipe(Strict):
+    """The loop."""
+
+    steps: Positive
+    """optimizer steps"""
+    batch_size: Positive = 32
+    """rows a step, over all ranks and micro-batches"""
+    micro_batch_size: Positive | None = None
+    """rows at one time on a rank (default: all); gradients of the rest are accumulated"""
+    sequence_length: Positive = 256
+    """tokens a row"""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast where the hardware multiplies bf16 itself, fp32 otherwise"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: the first GPU, else the CPU"""
+    threads: Positive | None = None
+    """CPU threads (default: the cores that this process may use)"""
+    compile: bool = False
+    """torch.compile: faster steps after a minute of compiling; needs a C++ compiler on the CPU"""
+    activation_checkpointing: bool = False
+    """recompute each block in the backward pass: less memory for about a third more time"""
+    ema: Share | None = None
+    """decay of an exponential moving average of the weights, which is then what is evaluated and saved"""
+
+
+class EvaluateRecipe(Strict):
+    """What is measured on held-out text while training."""
+
+    every: Positive = 100
+    """steps between evaluations"""
+    batches: Positive | None = 50
+    """batches of held-out text (null: all)"""
+    metric: str = "bits_per_byte"
+    """the metric whose best checkpoint is kept; lower is better"""
+    prompts: list[str] = ["The"]
+    """prompts that are continued at each evaluation"""
+    sample_tokens: Count = 48
+    """tokens of each sample (0: none)"""
+
+
+class CheckpointRecipe(Strict):
+    """What is kept to resume from."""
+
+    every: Positive = 100
+    """steps between checkpoints"""
+    keep: Positive = 2
+    """newest checkpoints kept, beside the best one"""
+
+
+class LogRecipe(Strict):
+    """What is written while training."""
+
+    every: Positive = 10
+    """steps between rows of metrics.jsonl"""
+    tensorboard: bool = False
+    """write TensorBoard events too (extra `track`)"""
+
+
+class Recipe(Strict):
+    """A whole run."""
+
+    task: Literal["language"] = "language"
+    """what is learnt: `language`, the next token of text"""
+    seed: Count = 0
+    """decides weights, order of data and dropout"""
+    out: Path
+    """the run directory"""
+    model: ModelRecipe = Field(default_factory=ModelRecipe)
+    tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
+    data: DataRecipe
+    train: TrainRecipe
+    optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe)
+    schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
+    evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
+    checkpoint: CheckpointRecipe = Field(default_factory=CheckpointRecipe)
+    log: LogRecipe = Field(default_factory=LogRecipe)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Recipe:
+        train, limit = self.train, self.model.max_position_embeddings
+        if train.micro_batch_size and train.batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}"
+            )
+        if limit is not None and limit < train.sequence_length:
+            raise ValueError(
+                f"model.max_position_embeddings={limit} is shorter than train.sequence_length={train.sequence_length}"
+            )
+        return self

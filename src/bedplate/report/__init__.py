@@ -1,0 +1,1 @@
+"""One self-contained HTML page a run: `page` lays it out, `plot` draws its SVG charts."""

@@ -1,0 +1,30 @@
+"""Tasks: a model, its objective, its metrics and its predictions. The training loop knows only this protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Batch = Mapping[str, Tensor]
+
+
+class Task(Protocol):
+    """What the loop asks of a task."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network that is trained."""
+
+    def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """{name: (sum over the batch, weight)}; "loss" is what is minimised, the rest is logged."""
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """{metric: {"value", "low", "high", "n"}}."""
+
+    def samples(self, seed: int) -> list[dict[str, str]]:
+        """A few predictions to look at."""
+
+    def flops(self, batch: Batch) -> int:
+        """Floating-point operations of one training step on the batch."""

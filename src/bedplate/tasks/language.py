@@ -1,0 +1,93 @@
+"""Language modelling: predict the next token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bedplate.data.tokenizer import end_of_text_id, token_byte_lengths
+from bedplate.metrics.intervals import ratio_interval
+from bedplate.models.gpt import GPT
+from bedplate.models.sampling import generate
+from bedplate.nn.heads import cross_entropy_by_token
+from bedplate.tasks import Batch
+
+
+class Language:
+    """Causal language modelling of text with a GPT.
+
+    Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`.
+    """
+
+    def __init__(
+        self, module: GPT, tokenizer: Tokenizer, prompts: Sequence[str] = ("",), sample_tokens: int = 48
+    ) -> None:
+        self.module, self.tokenizer = module, tokenizer
+        self.prompts, self.sample_tokens = list(prompts), sample_tokens
+        lengths = token_byte_lengths(tokenizer)
+        padding = module.config.vocab_size - len(lengths)  # a network may have more rows than its tokenizer has tokens
+        self._byte_lengths = torch.from_numpy(np.pad(lengths, (0, max(padding, 0))))
+
+    def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        return {"loss": self.module.loss(batch["ids"], batch["targets"], **_packing(batch))}
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
+        """Bits per UTF-8 byte and nats per token (`loss`), with intervals over rows.
+
+        Special tokens stand for no bytes, so predicting them counts in the loss but not in bits per byte.
+        """
+        module = self.module
+        was_training = module.training
+        module.eval()
+        rows: list[Tensor] = []
+        for batch in batches:
+            hidden = module.hidden(batch["ids"], **_packing(batch))
+            rows += [self._score(h, t) for h, t in zip(hidden, batch["targets"], strict=True)]
+        module.train(was_training)
+        nats, counted, text_nats, text_bytes = torch.stack(rows).cpu().double().numpy().T
+        return {
+            "bits_per_byte": ratio_interval(text_nats / math.log(2), text_bytes),
+            "loss": ratio_interval(nats, counted),
+        }
+
+    def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(nats, counted tokens, nats of text tokens, bytes of text) of one row, `(4,)` fp32. Logits of one row at a time."""
+        losses = cross_entropy_by_token(self.module.head(hidden), targets)
+        counted = targets >= 0
+        lengths = self._byte_lengths.to(targets.device)[targets.clamp(min=0)] * counted
+        return torch.stack([losses.sum(), counted.sum(), (losses * (lengths > 0)).sum(), lengths.sum()])
+
+    def samples(self, seed: int) -> list[dict[str, str]]:
+        """A continuation of each prompt, drawn at temperature 0.8 from the 50 likeliest tokens."""
+        if not self.sample_tokens:
+            return []
+        end = end_of_text_id(self.tokenizer)
+        prompts = [self.tokenizer.encode(prompt).ids or [end] for prompt in self.prompts]
+        was_training = self.module.training
+        self.module.eval()
+        drawn = generate(
+            self.module,
+            prompts,
+            max_new_tokens=self.sample_tokens,
+            temperature=0.8,
+            top_k=50,
+            seed=seed,
+            stop_ids={end},
+        )
+        self.module.train(was_training)
+        texts = self.tokenizer.decode_batch(drawn)
+        return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
+
+    def flops(self, batch: Batch) -> int:
+        rows, length = batch["ids"].shape
+        return rows * length * self.module.flops_per_token(length)
+
+
+def _packing(batch: Batch) -> dict[str, Tensor]:
+    return {key: batch[key] for key in ("doc", "pos") if key in batch}

@@ -1,0 +1,89 @@
+"""What this machine is and how it multiplies: device, threads, precision, measured speed."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from bedplate.errors import InputError
+from bedplate.recipe.schema import TrainRecipe
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The chosen device and precision, and why."""
+
+    device: torch.device
+    dtype: torch.dtype  # of matrix products
+    threads: int
+    reason: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in bf16, weights and sums in fp32; nothing at all for fp32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        return f"{name}{threads}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'} ({self.reason})"
+
+
+def choose_hardware(recipe: TrainRecipe) -> Hardware:
+    """Resolve `train.device`, `train.threads` and `train.precision`, and set the thread count.
+
+    Raises:
+        InputError: a device that this machine does not have.
+    """
+    threads = recipe.threads or available_cores()
+    torch.set_num_threads(threads)
+    device = choose_device(recipe.device)
+    if recipe.precision != "auto":
+        return Hardware(device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32, threads, "as asked")
+    if multiplies_bf16(device):
+        return Hardware(device, torch.bfloat16, threads, "this hardware multiplies bf16")
+    return Hardware(device, torch.float32, threads, "this hardware has no bf16 multiplication")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, or for "auto" the first GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[name]:
+        raise InputError(f"train.device={name} is not available to PyTorch here; use train.device=auto")
+    return torch.device(name)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bf16 matrices. Emulation, which is slower than fp32, does not count."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def matmul_ceiling(hardware: Hardware, size: int | None = None, repeats: int = 3) -> float:
+    """FLOP/s of a large square matrix product, the best of `repeats`: what model FLOPs utilisation is measured against."""
+    n = size or (8192 if hardware.device.type == "cuda" else 1536)
+    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        product = a @ b
+        product[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best

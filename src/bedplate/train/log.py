@@ -1,0 +1,106 @@
+"""What a run writes and shows while it trains: metrics.jsonl, samples.jsonl, TensorBoard, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from bedplate.errors import InputError
+from bedplate.recipe.schema import LogRecipe
+
+
+class RunLog:
+    """Rows of numbers to metrics.jsonl and a person's screen (stderr)."""
+
+    def __init__(self, folder: Path, recipe: LogRecipe, steps: int, console: Console | None = None) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task("train", total=steps, numbers="")
+        self._tensorboard: Any = None
+
+    def __enter__(self) -> RunLog:
+        if self.recipe.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise InputError('log.tensorboard needs TensorBoard: pip install "bedplate[track]"') from None
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._progress.stop()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def rewind(self, step: int) -> None:
+        """Forget rows of later steps, which a resumed run is about to write again."""
+        for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
+            rows = [row for row in read_rows(path) if row["step"] <= step]
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+
+    def numbers(self, row: dict[str, Any]) -> None:
+        """Add a row to metrics.jsonl; rows have `step`."""
+        self._append("metrics.jsonl", row)
+        if self._tensorboard is not None:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._tensorboard.add_scalar(key, value, row["step"])
+        if "val_loss" in row or not self.console.is_terminal:
+            self.say(f"step {row['step']:>6}  {_short(row)}")
+
+    def samples(self, step: int, samples: list[dict[str, str]]) -> None:
+        """Add samples to samples.jsonl and show them."""
+        for sample in samples:
+            self._append("samples.jsonl", {"step": step, **sample})
+            text = " ".join((sample["prompt"] + sample["text"]).split())
+            self.console.print(f"             {text}", style="dim", markup=False, highlight=False)
+
+    def advance(self, step: int, row: dict[str, Any] | None) -> None:
+        """Move the bar to `step` finished steps."""
+        fields = {"numbers": _short(row)} if row else {}
+        self._progress.update(self._bar, completed=step, **fields)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file that this package wrote; a last line cut off by a killed writer is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _short(row: dict[str, Any]) -> str:
+    shown = {
+        "loss": "loss {:.3f}",
+        "val_bits_per_byte": "held-out {:.4f} bits/byte",
+        "tokens_per_second": "{:,.0f} tokens/s",
+        "mfu": "{:.0%} of peak",
+    }
+    return "  ".join(form.format(row[key]) for key, form in shown.items() if _is_number(row.get(key)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

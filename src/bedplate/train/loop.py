@@ -1,0 +1,262 @@
+"""The training loop. It knows batches, losses and steps, and nothing of what is learnt."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bedplate.errors import InputError, Interrupted
+from bedplate.recipe.schema import Recipe
+from bedplate.tasks import Batch, Task
+from bedplate.train.checkpoint import Checkpoint, Checkpoints, copy_into
+from bedplate.train.hardware import Hardware, matmul_ceiling
+from bedplate.train.log import RunLog
+from bedplate.train.optim import (
+    finish_gradients,
+    load_state_tensors,
+    make_optimizers,
+    set_learning_rate,
+    state_tensors,
+)
+from bedplate.train.parallel import wrap
+from bedplate.train.schedule import learning_rate_factor
+
+
+@dataclass
+class Data:
+    """Where the loop gets batches: `train(first, stop)` yields those of steps first .. stop - 1, `val()` the held-out ones."""
+
+    train: Callable[[int, int], Iterable[Batch]]
+    val: Callable[[], Iterable[Batch]] | None
+
+
+@dataclass
+class Trainer:
+    """One run, from its first step or its newest checkpoint to its end."""
+
+    recipe: Recipe
+    task: Task
+    data: Data
+    hardware: Hardware
+    folder: Path
+    save_model: Callable[[], None]  # writes the model directory from the module's current weights
+    log: RunLog
+    step: int = 0
+    best: dict[str, Any] | None = None
+    ema: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.module: nn.Module = self.task.module.to(self.hardware.device).train()
+        self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        self.optimizers = make_optimizers(self.module, self.recipe.optimizer, self.hardware.dtype)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep)
+        if self.recipe.train.ema is not None:
+            self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._unread: list[tuple[int, Tensor]] = []  # losses still on the device
+        self._seconds, self._tokens, self._flops = 0.0, 0, 0
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint, if there is one. The next batch and random numbers follow from its step."""
+        self.checkpoints.clean()
+        if not self.checkpoints.steps():
+            self.log.rewind(-1)
+            return
+        checkpoint = self.checkpoints.load()
+        where = self.checkpoints.path(checkpoint.step)
+        copy_into(self.parameters, checkpoint.model, where)
+        copy_into(self.ema, checkpoint.ema, where)
+        load_state_tensors(self.optimizers, self.module, checkpoint.optimizer)
+        self.step, self.best = checkpoint.step, checkpoint.best
+        self.log.rewind(self.step)
+
+    def run(self) -> None:
+        """Train to the last step, then write the model from the best evaluated weights.
+
+        Raises:
+            Interrupted: told to stop; a checkpoint has been written.
+            InputError: the loss is not finite, or the disk is full.
+        """
+        recipe = self.recipe
+        wrap(self.module, recipe.train)
+        self._peak = matmul_ceiling(self.hardware)
+        steps = recipe.train.steps
+        if self.step == 0:
+            self._evaluate()
+        batches = self.data.train(self.step, steps)
+        with stop_signals() as stopped:
+            self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
+            for batch in batches:
+                self._train_step(batch)
+                self.step += 1
+                last = self.step == steps
+                if self.step % recipe.log.every == 0 or last:
+                    self._log_step()
+                if self.step % recipe.evaluate.every == 0 or last:
+                    self._evaluate()
+                if self.step % recipe.checkpoint.every == 0 or last:
+                    self._save()
+                self.log.advance(self.step, None)
+                if stopped() and not last:
+                    self._save()
+                    raise Interrupted(f"Stopped after step {self.step} of {steps}; everything is saved in {self.folder}.")
+                self._started = time.perf_counter()
+        self._load_best()
+        with self._averaged():
+            self.save_model()
+
+    def _train_step(self, batch: Batch) -> None:
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)  # dropout follows from the step alone
+        set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, recipe.train.steps))
+        batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
+        rows = recipe.train.micro_batch_size or recipe.train.batch_size
+        total = weight = torch.zeros((), device=self.hardware.device)
+        for micro in split(batch, rows):
+            with self.hardware.autocast():
+                loss, count = self.task.loss(micro)["loss"]
+            loss.backward()
+            total, weight = total + loss.detach(), weight + count
+        mean = total / weight.clamp(min=1)
+        self._unread.append((self.step, mean))
+        if self.hardware.device.type == "cpu":  # reading is free here; elsewhere it would stall the device
+            self._read_losses()
+        norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
+        self._norm = norm
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if recipe.train.ema is not None:
+            torch._foreach_lerp_(
+                list(self.ema.values()), [p.detach() for p in self.parameters.values()], 1 - recipe.train.ema
+            )
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += next(iter(batch.values())).numel()
+        self._flops += self.task.flops(batch)
+
+    def _read_losses(self) -> float:
+        """The mean of the losses not read yet.
+
+        Raises:
+            InputError: one of them is not finite. Weights were last good at the newest checkpoint.
+        """
+        for step, loss in self._unread:
+            if not math.isfinite(loss.item()):
+                steps = self.checkpoints.steps()
+                good = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "nothing was saved yet"
+                raise InputError(
+                    f"the loss became {loss.item()} at step {step}; {good}; lower optimizer.learning_rate and "
+                    "optimizer.muon_learning_rate, or look at the data of that step"
+                )
+        losses = [loss.item() for _, loss in self._unread]
+        if self.hardware.device.type != "cpu":
+            self._unread.clear()
+        return sum(losses) / len(losses) if losses else math.nan
+
+    def _log_step(self) -> None:
+        loss = self._read_losses()
+        self._unread.clear()
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": self._norm.item(),
+            "tokens_per_second": self._tokens / self._seconds,
+            "mfu": self._flops / self._seconds / self._peak,
+            "seconds": self._seconds,
+        }
+        self._seconds, self._tokens, self._flops = 0.0, 0, 0
+        self.log.numbers(row)
+        self.log.advance(self.step, row)
+
+    def _evaluate(self) -> None:
+        """Measure held-out metrics and draw samples; save when the named metric is the best so far."""
+        if self.data.val is None:
+            return
+        with self._averaged(), self.hardware.autocast(), torch.no_grad():
+            batches = ({k: v.to(self.hardware.device) for k, v in batch.items()} for batch in self.data.val())
+            metrics = self.task.evaluate(batches)
+            samples = self.task.samples(seed=self.recipe.seed)
+        row: dict[str, Any] = {"step": self.step}
+        for name, metric in metrics.items():
+            row |= {f"val_{name}": metric["value"], f"val_{name}_low": metric["low"], f"val_{name}_high": metric["high"]}
+        self.log.numbers(row)
+        self.log.samples(self.step, samples)
+        name = self.recipe.evaluate.metric
+        if name not in metrics:
+            raise InputError(f"evaluate.metric={name!r} is not measured here; choose one of {', '.join(sorted(metrics))}")
+        if self.step and (self.best is None or metrics[name]["value"] < self.best["value"]):
+            self.best = {"metric": name, "value": metrics[name]["value"], "step": self.step}
+            self._save()
+
+    def _save(self) -> None:
+        self._read_losses()  # never keep weights that a bad loss has spoilt
+        checkpoint = Checkpoint(
+            step=self.step,
+            model=self.parameters,
+            optimizer=state_tensors(self.optimizers, self.module),
+            ema=self.ema,
+            best=self.best,
+        )
+        self.checkpoints.save(checkpoint)
+
+    def _load_best(self) -> None:
+        """Take the weights of the best evaluation, where a later one was worse."""
+        if self.best is None or self.best["step"] == self.step:
+            return
+        checkpoint = self.checkpoints.load(self.best["step"])
+        where = self.checkpoints.path(checkpoint.step)
+        copy_into(self.parameters, checkpoint.model, where)
+        copy_into(self.ema, checkpoint.ema, where)
+        self.log.say(f"The model is that of step {checkpoint.step}, whose {self.best['metric']} was the best.")
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the averaged weights (EMA) into the module for a while."""
+        own = {name: self.parameters[name].detach().clone() for name in self.ema}
+        with torch.no_grad():
+            for name, value in self.ema.items():
+                self.parameters[name].copy_(value)
+            try:
+                yield
+            finally:
+                for name, value in own.items():
+                    self.parameters[name].copy_(value)
+
+
+def split(batch: Batch, rows: int) -> list[Batch]:
+    """Cut a batch into micro-batches of `rows` rows."""
+    size = next(iter(batch.values())).shape[0]
+    return [{k: v[start : start + rows] for k, v in batch.items()} for start in range(0, size, rows)]
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a request that the loop sees after its step; the second acts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,81 @@
+"""Muon: momentum, orthogonalised."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Push the singular values of each matrix of `(L, M, N)` towards 1 by a quintic Newton-Schulz iteration.
+
+    Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks". The result's singular values
+    lie in about 0.7 .. 1.2, which trains as well as exactly 1.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for weight matrices: the update is the orthogonalised Nesterov momentum of the gradient.
+
+    Equal to `torch.optim.Muon` with its defaults, and different in two ways that matter on real machines: matrices of one
+    shape are orthogonalised in one batched product, and in fp32 where the hardware has no bf16 multiplication
+    (`torch.optim.Muon` always uses bf16, which such a CPU emulates some hundred times slower).
+
+    Args:
+        learning_rate: step size; scaled by sqrt(max(1, rows / columns)) for each matrix.
+        dtype: dtype of the orthogonalisation.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.dim() != 2:
+                    raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(p.shape)}")
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape[p.shape].append(p)
+            for params in by_shape.values():
+                self._update(params, **{k: group[k] for k in ("lr", "momentum", "weight_decay")})
+
+    def _update(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        grads = [p.grad for p in params if p.grad is not None]
+        buffers = []
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        nesterov = torch._foreach_lerp(grads, buffers, momentum)
+        updates = orthogonalize(torch.stack(nesterov).to(self._dtype)).to(params[0].dtype)
+        rows, columns = params[0].shape
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1.0, rows / columns) ** 0.5)

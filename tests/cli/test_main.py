@@ -1,0 +1,89 @@
+"""The command line: light, one JSON value on stdout, and the exit codes that it promises."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bedplate import __version__
+from bedplate.cli import main as cli
+from bedplate.errors import InputError, Interrupted
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "bedplate", *arguments], capture_output=True, text=True)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> object:
+    """The exit code of a command that raises `error`."""
+
+    def command() -> None:
+        raise error
+
+    # The commands registered so far come back after the test: only the list is replaced.
+    monkeypatch.setattr(cli.app, "registered_commands", [])
+    cli.app.command("fail")(command)
+    monkeypatch.setattr(sys, "argv", ["bedplate", "fail"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return caught.value.code
+
+
+def test_help_is_quick_and_loads_no_torch() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "doctor" in run("--help").stdout
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.7
+    loaded = (
+        "import sys, bedplate.cli.main; print(sorted({'torch', 'numpy', 'pyarrow', 'tokenizers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_every_command_shows_an_example() -> None:
+    for command in cli.app.registered_commands:
+        assert command.callback and command.callback.__doc__
+        assert f"Example:\n      bedplate {command.name}" in command.callback.__doc__, command.name
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"bedplate {__version__}\n"
+
+
+def test_doctor_prints_one_json_value() -> None:
+    result = run("doctor", "--json")
+    assert result.returncode == 0
+    assert {"ok", "checks"} == set(json.loads(result.stdout))
+
+
+def test_doctor_prints_lines() -> None:
+    result = run("doctor")
+    assert result.returncode == 0 and "torch" in result.stdout and "memory" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["doctr"], ["doctor", "--jsn"], ["doctor", "surplus"]])
+def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2 and result.stdout == "" and "Error" in result.stderr
+
+
+def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(monkeypatch, InputError("no file x.txt; give an existing file")) == 2
+    output = capsys.readouterr()
+    assert output.err == "Error: no file x.txt; give an existing file\n" and output.out == ""
+
+
+def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(monkeypatch, KeyboardInterrupt()) == 130
+    assert exit_code(monkeypatch, Interrupted("Stopped after step 3; go on with --resume.")) == 130
+    assert capsys.readouterr().err == "Stopped after step 3; go on with --resume.\n"
+
+
+def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(monkeypatch, ZeroDivisionError("by zero")) == 1
+    errors = capsys.readouterr().err
+    assert "ZeroDivisionError: by zero" in errors and "defect of bedplate" in errors

@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from bedplate.data.tokenizer import (
+    end_of_text_id,
+    load_tokenizer,
+    save_tokenizer,
+    token_byte_lengths,
+    tokenizer_hash,
+    train_tokenizer,
+    vocabulary_size,
+)
+from bedplate.errors import InputError
+
+from .writers import SENTENCES
+
+
+def test_special_tokens_come_first_and_bytes_follow(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.id_to_token(i) for i in range(3)] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert {tokenizer.id_to_token(i) for i in range(3, 259)} == set(pre_tokenizers.ByteLevel.alphabet())
+    assert vocabulary_size(tokenizer) == 320
+
+
+def test_training_is_deterministic() -> None:
+    assert train_tokenizer(SENTENCES, 300).to_str() == train_tokenizer(list(SENTENCES), 300).to_str()
+
+
+def test_a_small_corpus_gives_a_small_vocabulary() -> None:
+    assert vocabulary_size(train_tokenizer(["ab ab"], 1000)) == 260 + 1  # ab, and Ġab
+
+
+def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
+    assert vocabulary_size(train_tokenizer(["ab ab"], 259)) == 259
+    with pytest.raises(InputError, match=r"vocab_size 258 .* at least 259"):
+        train_tokenizer(["ab"], 258)
+
+
+@given(st.text())
+def test_any_text_survives_and_its_bytes_are_counted(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids) == text
+    assert token_byte_lengths(tokenizer)[ids].sum() == len(text.encode())
+
+
+def test_byte_lengths_of_special_tokens_are_zero(tokenizer: Tokenizer) -> None:
+    lengths = token_byte_lengths(tokenizer)
+    assert lengths.dtype == np.int32
+    assert lengths.shape == (320,)
+    assert lengths[:3].tolist() == [0, 0, 0]
+    assert (lengths[3:259] == 1).all()
+
+
+def test_byte_lengths_of_a_sentencepiece_vocabulary() -> None:
+    vocabulary = {"<unk>": 0, "</s>": 1, "▁": 2, "▁é": 3, "<0xE4>": 4, "a": 7}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    assert token_byte_lengths(tokenizer).tolist() == [0, 0, 1, 3, 1, 0, 0, 1]
+    assert end_of_text_id(tokenizer) == 1
+
+
+def test_saved_directories_load_here_and_in_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    save_tokenizer(tokenizer, tmp_path / "model", context_length=77)
+    ours = load_tokenizer(tmp_path / "model")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = " It's  the best\n\n of <|endoftext|>times, Zwölf 世界 "
+    assert ours.encode(text).ids == theirs(text)["input_ids"] == tokenizer.encode(text).ids
+    assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert (theirs.eos_token, theirs.eos_token_id, theirs.model_max_length) == ("<|endoftext|>", 0, 77)
+    assert tokenizer_hash(ours) == tokenizer_hash(tokenizer)
+
+
+def test_loading_drops_truncation_and_padding(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    limited = Tokenizer.from_str(tokenizer.to_str())
+    limited.enable_truncation(4)
+    limited.enable_padding(length=4)
+    limited.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode(SENTENCES[0]).ids == tokenizer.encode(SENTENCES[0]).ids
+    assert loaded.encode("a").ids == tokenizer.encode("a").ids
+
+
+def test_bad_tokenizers_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
+    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="no end-of-text token"):
+        end_of_text_id(Tokenizer(models.BPE({"a": 0}, [])))
