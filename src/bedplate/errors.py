@@ -4,7 +4,8 @@
 class InputError(ValueError):
     """Bad input, told in one sentence that names the file, line, key or value and the remedy.
 
-    The command line prints the message without a traceback and exits with code 2; Python callers catch it as a `ValueError`.
+    The command line prints the message without a traceback and exits with code 2; Python callers catch it as a
+    `ValueError`.
     """
 
 

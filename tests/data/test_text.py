@@ -35,7 +35,7 @@ def texts_of(stream: TokenStream | None, tokenizer: Tokenizer) -> list[str]:
     if stream is None:
         return []
     ids, of = stream.tokens(0, len(stream)), stream.documents_of(0, len(stream))
-    return [tokenizer.decode(ids[of == i].tolist()) for i in range(stream.documents)]
+    return [tokenizer.decode(ids[of == i][:-1].tolist(), skip_special_tokens=False) for i in range(stream.documents)]
 
 
 def files_of(data: TextData) -> dict[str, bytes]:

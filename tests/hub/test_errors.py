@@ -300,6 +300,17 @@ def test_a_full_disk_leaves_the_old_directory_whole(saved: Path, monkeypatch: py
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
+def test_what_a_killed_save_left_is_put_right(saved: Path) -> None:
+    saved.rename(saved.parent / ".model.old")
+    (saved.parent / ".model.partial").mkdir()
+    with pytest.raises(InputError, match="not empty"):
+        save_directory(saved, make_module("llama"))
+    assert read_config(saved).family == "qwen3"
+    save_directory(saved, make_module("llama"), overwrite=True)
+    assert read_config(saved).family == "llama"
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
 def test_a_failed_rename_puts_the_old_directory_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in saved.iterdir()}
     replace = os.replace

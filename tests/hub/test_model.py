@@ -59,7 +59,7 @@ def stream(tokenizer: Any, prompt: str, text: str, stop: list[str]) -> tuple[lis
 
 
 @given(prompt=TEXTS, text=TEXTS, stop=st.lists(TEXTS.filter(bool), max_size=3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_a_stream_is_the_text_up_to_the_first_stop(prompt: str, text: str, stop: list[str]) -> None:
     expected = text
     for end in range(len(text) + 1):

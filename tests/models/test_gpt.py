@@ -40,13 +40,12 @@ def test_loss_is_the_cross_entropy_of_the_logits(gpt: GPT) -> None:
     expected = F.cross_entropy(gpt(ids).flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
     assert count == 3 + 7
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=0)
-    names, parameters = zip(
-        *gpt.named_parameters(), strict=True
-    )  # a tied head is one of them, with the gradients of both its uses
+    # A tied head is one of them, with the gradients of both its uses.
+    names, parameters = zip(*gpt.named_parameters(), strict=True)
     ours = torch.autograd.grad(total, parameters)
     theirs = torch.autograd.grad(expected, parameters)
     for name, one, other in zip(names, ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4, msg=f"the gradient of {name} differs")
 
 
 def test_packed_documents_equal_separate_rows(gpt: GPT) -> None:

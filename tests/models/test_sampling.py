@@ -140,12 +140,12 @@ def test_draws_follow_the_probabilities(make_gpt: Callable[..., GPT]) -> None:
 @settings(deadline=None, derandomize=True)
 @given(values=LOGITS, penalty=st.floats(0.5, 4), data=st.data())
 def test_penalty_is_the_formula(values: list[float], penalty: float, data: Any) -> None:
-    seen = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    ids = data.draw(st.lists(st.integers(0, len(values) - 1), min_size=1))
     expected = [
-        value if not before else value / penalty if value > 0 else value * penalty
-        for value, before in zip(values, seen, strict=True)
+        value if token not in ids else value / penalty if value > 0 else value * penalty
+        for token, value in enumerate(values)
     ]
-    found = penalize(torch.tensor([values]), torch.tensor([seen]), penalty)[0]
+    found = penalize(torch.tensor([values]), torch.tensor([ids]), penalty)[0]
     torch.testing.assert_close(found, torch.tensor(expected))
 
 

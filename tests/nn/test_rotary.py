@@ -43,10 +43,13 @@ def test_norm_is_kept_but_for_yarn_which_sharpens(config: RopeConfig) -> None:
 
 def test_rotation_is_the_formula() -> None:
     """Pair (x_i, x_{i + d/2}) is turned by pos * theta^(-2i/d), as complex numbers are."""
-    x, pos = torch.randn(2, 5, 3, HEAD_DIM, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 7, 100])
+    x, up = torch.randn(2, 2, 5, 3, HEAD_DIM, generator=torch.Generator().manual_seed(0))
+    x, pos = x.requires_grad_(), torch.tensor([0, 1, 2, 7, 100])
     angle = pos[:, None] * 10_000.0 ** (-torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     z = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angle)[:, None]
-    torch.testing.assert_close(rotate(x, *Rotary(RopeConfig(), HEAD_DIM).tables(pos)), torch.cat((z.real, z.imag), -1))
+    expected, found = torch.cat((z.real, z.imag), -1), rotate(x, *Rotary(RopeConfig(), HEAD_DIM).tables(pos))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, x, up), torch.autograd.grad(expected, x, up))
 
 
 def test_positions_by_row() -> None:

@@ -1,10 +1,12 @@
 """The trunk's invariants: whatever way a span takes through kernels, caches and padding, the numbers are the same."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -106,7 +108,8 @@ def test_fused_paths_equal_the_mask_path_in_value_and_gradient(variant: str, ste
         out = out if valid is None else out[valid]
         trunk.zero_grad()
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        results.append([out, x.grad if valid is None else x.grad[valid], *(p.grad for p in trunk.parameters())])
+        assert x.grad is not None
+        results.append([out, x.grad, *(p.grad for p in trunk.parameters())])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -257,6 +260,18 @@ def test_the_cache_holds_what_it_was_made_for() -> None:
         TRUNKS["llama"](Span.causal(embeddings(2, 5, seed=0)), cache)
     with pytest.raises(AssertionError, match="holds 2 rows, the span 1"):
         TRUNKS["llama"](Span.causal(embeddings(1, 2, seed=0)), cache)
+
+
+@pytest.mark.parametrize(
+    ("preset", "formula"),
+    [
+        ("qwen3", lambda mlp, x: mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))),
+        ("gpt2", lambda mlp, x: mlp.down_proj(F.gelu(mlp.up_proj(x), approximate="tanh"))),
+    ],
+)
+def test_mlp_is_the_formula(preset: str, formula: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    mlp, x = TRUNKS[preset].blocks[0].get_submodule("mlp"), embeddings(2, 3, seed=0)
+    torch.testing.assert_close(mlp(x), formula(mlp, x))
 
 
 @VARIANT

@@ -39,7 +39,9 @@ def evaluate(
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context = loaded.config.max_position_embeddings
-    length = sequence_length or min(context, 1024)
+    length = min(context, 1024) if sequence_length is None else sequence_length
+    if length < 1 or batch_size < 1:
+        raise InputError(f"sequence_length={length} and batch_size={batch_size} must be 1 or more")
     if length > context:
         raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]

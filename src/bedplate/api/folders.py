@@ -21,8 +21,8 @@ def refuse_existing(folder: Path, remedy: str) -> None:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raise InputError if fewer than `needed` bytes are free where `folder` is."""
-    free = shutil.disk_usage(folder).free
+    """Raise InputError if fewer than `needed` bytes are free where `folder` is, or will be."""
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
     if free < needed:
         raise InputError(
             f"{folder}: {needed / 1e6:,.0f} MB are needed for checkpoints and {free / 1e6:,.0f} MB are free; "

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.nn.rotary import RopeConfig
 from bedplate.recipe import Recipe
@@ -28,11 +29,12 @@ def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
 def plan(recipe: Recipe) -> dict[str, Any]:
     """{"recipe", "hardware", "parameters", "tokens_per_step", "tokens", "flops", "memory"}; memory in bytes by part.
 
-    The vocabulary is the recipe's `tokenizer.vocab_size`; a tokenizer given by path may have another.
+    A tokenizer that is still to be trained counts with `tokenizer.vocab_size`; little text may give fewer entries.
     """
-    hardware = choose_hardware(recipe.train)
+    hardware, given = choose_hardware(recipe.train), recipe.tokenizer.path
+    vocab_size = recipe.tokenizer.vocab_size if given is None else vocabulary_size(load_tokenizer(given))
     with torch.device("meta"):
-        module = GPT(gpt_config(recipe, recipe.tokenizer.vocab_size))
+        module = GPT(gpt_config(recipe, vocab_size))
     train = recipe.train
     parameters = sum(p.numel() for p in module.parameters())
     in_blocks = sum(p.numel() for p in module.trunk.blocks.parameters() if p.dim() == 2)
@@ -59,8 +61,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
 def _activation_bytes(recipe: Recipe, config: GPTConfig) -> int:
     """What the backward pass keeps of one micro-batch, an estimate: per token and layer, in values of 4 bytes.
 
-    Norms keep their input (2 D and, with QK-norm, the projected queries and keys), attention keeps q, k, v and its output,
-    the MLP its inner widths (3 where gated), residual additions their sums.
+    Norms keep their input (2 D and, with QK-norm, the projected queries and keys), attention keeps q, k, v and its
+    output, the MLP its inner widths (3 where gated), residual additions their sums.
     """
     c, train = config.trunk, recipe.train
     query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim

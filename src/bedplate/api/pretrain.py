@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -25,9 +27,11 @@ from bedplate.hub.directory import save_directory
 from bedplate.models.gpt import GPT
 from bedplate.recipe import Recipe, read_recipe, write_recipe
 from bedplate.tasks.language import Language
+from bedplate.train.checkpoint import Checkpoints, is_full
 from bedplate.train.hardware import choose_hardware
-from bedplate.train.log import RunLog, read_rows
+from bedplate.train.log import RunLog, read_rows, write_whole
 from bedplate.train.loop import Data, Trainer
+
 
 def pretrain(
     recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, resume: bool = False, dry_run: bool = False
@@ -50,12 +54,8 @@ def pretrain(
     resolved = read_recipe(recipe, overrides)
     if dry_run:
         return plan(resolved)
-    return _Pretraining(resolved, resume, _command(recipe, overrides)).run()
-
-
-def _command(recipe: object, overrides: tuple[str, ...]) -> str:
-    name = str(recipe) if isinstance(recipe, str | Path) else "RECIPE"
-    return " ".join(["bedplate pretrain", name, *overrides])
+    name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
+    return _Pretraining(resolved, resume, shlex.join(["bedplate", "pretrain", str(name), *overrides])).run()
 
 
 class _Pretraining:
@@ -65,6 +65,9 @@ class _Pretraining:
         self.recipe, self.out, self.resume, self.command = recipe, recipe.out, resume, command
         self.timings: dict[str, float] = {}
         self.hardware = choose_hardware(recipe.train)
+        if recipe.evaluate.metric not in Language.metrics:
+            measured = ", ".join(Language.metrics)
+            raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
         if resume:
             self._check_same_run()
         else:
@@ -75,29 +78,46 @@ class _Pretraining:
             log.say(f"Training on {self.hardware}.")
             self.tokenizer = self._timed("tokenizer", self._tokenizer)
             self.data = self._timed("data", self._data)
+            self._check_same_data()
             self.module = self._module()
             tokens = sum(len(data.train) for data in self.data)
             log.say(f"{_parameters(self.module):,} parameters, {tokens:,} tokens of text to read from.")
-            self._open_folder()  # last of all: a recipe that cannot run leaves no folder behind
             trainer = self._trainer(log)
+            check_disk(self.out, self._bytes_to_write())
+            self._open_folder()  # last of all: a recipe that cannot run leaves no folder behind
             if self.resume:
                 trainer.resume()
                 log.say(f"Going on from step {trainer.step} of {self.recipe.train.steps}.")
+            self._train(trainer)
+        return self._result()
+
+    def _train(self, trainer: Trainer) -> None:
+        """Train, and leave a report however that ends."""
+        try:
             try:
                 self._timed("training", trainer.run)
-            except Interrupted as stop:
-                raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
             finally:
                 write_report(self.out, self._record(), self.timings)
-        return self._result()
+        except Interrupted as stop:
+            raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
+        except OSError as error:
+            if not is_full(error):
+                raise
+            go_on = f"free some space, then go on with: {self.command} --resume"
+            raise InputError(f"{self.out}: no space left on the disk; every checkpoint is whole; {go_on}") from error
 
     def _open_folder(self) -> None:
         """Create the run directory with what is known before the first step."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        check_disk(self.out, self._bytes_to_write())
-        save_tokenizer(self.tokenizer, self.out / "tokenizer", self.recipe.train.sequence_length)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be made ({error.strerror}); give another `out`") from error
+        kept, partial = self.out / "tokenizer", self.out / ".tokenizer.partial"
+        if not kept.exists():
+            save_tokenizer(self.tokenizer, partial, self.recipe.train.sequence_length)
+            partial.rename(kept)
         facts = environment(self.hardware) | {"data": [data.meta for data in self.data]}
-        (self.out / "environment.json").write_text(json.dumps(facts, indent=2), "utf-8")
+        write_whole(self.out / "environment.json", json.dumps(facts, indent=2))
         write_recipe(self.recipe, self.out / "recipe.yaml")
 
     def _timed(self, name: str, work: Any) -> Any:
@@ -112,13 +132,24 @@ class _Pretraining:
         path = self.out / "recipe.yaml"
         if not path.exists():
             return  # killed before its first step, or never started: begin
-        before, now = read_recipe(path).model_dump(mode="json"), self.recipe.model_dump(mode="json")
-        for section in ("task", "seed", "model", "tokenizer"):
-            if before[section] != now[section]:
+        before, now = _settled(read_recipe(path)), _settled(self.recipe)
+        for key in now:
+            if before[key] != now[key]:
                 raise InputError(
-                    f"{path}: the run began with {section}={before[section]}, the recipe now says {now[section]}; "
+                    f"{path}: the run began with {key}={before[key]}, the recipe now says {now[key]}; "
                     "resume with the same, or start a new run with another `out`"
                 )
+
+    def _check_same_data(self) -> None:
+        path = self.out / "environment.json"
+        if not (self.resume and path.exists()):
+            return
+        began = [meta["fingerprint"] for meta in json.loads(path.read_text("utf-8"))["data"]]
+        if began != [data.meta["fingerprint"] for data in self.data]:
+            raise InputError(
+                f"{path}: the run began with other data; resume with the same files and settings of `data`, "
+                "or start a new run with another `out`"
+            )
 
     def _tokenizer(self) -> Tokenizer:
         """The recipe's tokenizer, or one trained on its text; a resumed run has its own."""
@@ -136,13 +167,13 @@ class _Pretraining:
             prepare,
             tokenizer=self.tokenizer,
             column=data.column,
-            val_fraction=data.val_fraction,
             cache_dir=cache_folder(data.cache) / "text",
             workers=data.workers,
         )
         sources = [data.path] if data.weights is None else [[path] for path in data.path]
-        # Held-out text of its own belongs to the first source, whose evaluation is the run's.
-        return [make(path, val_path=data.val_path if i == 0 else None) for i, path in enumerate(sources)]
+        # Held-out text is that of the first source: nothing is split off the others.
+        first = make(sources[0], val_path=data.val_path, val_fraction=data.val_fraction)
+        return [first, *(make(source, val_fraction=0) for source in sources[1:])]
 
     def _module(self) -> GPT:
         module = GPT(gpt_config(self.recipe, vocabulary_size(self.tokenizer)))
@@ -150,8 +181,11 @@ class _Pretraining:
         return module
 
     def _bytes_to_write(self) -> int:
-        """Checkpoints hold weights and up to two moments in fp32; one more is written before an old one goes."""
-        return 4 * _parameters(self.module) * (3 * (self.recipe.checkpoint.keep + 2) + 1)
+        """Checkpoints hold weights, their average and up to two moments, fp32; one is written before one goes."""
+        copies = 3 if self.recipe.train.ema is None else 4
+        there = len(Checkpoints(self.out / "checkpoints", self.recipe.checkpoint.keep).steps())
+        checkpoints = max(1, self.recipe.checkpoint.keep + 2 - there)
+        return 4 * _parameters(self.module) * (copies * checkpoints + 1)
 
     def _trainer(self, log: RunLog) -> Trainer:
         recipe, train = self.recipe, self.recipe.train
@@ -175,6 +209,8 @@ class _Pretraining:
         return Trainer(recipe, task, data, self.hardware, self.out, self._save_model, log)
 
     def _save_model(self) -> None:
+        for leftover in self.out.glob(".model.*"):  # of a run that was killed while it wrote its model
+            shutil.rmtree(leftover)
         card = model_card(self._record())
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
 
@@ -193,6 +229,7 @@ class _Pretraining:
     def _metrics(self) -> dict[str, dict[str, float]]:
         """The held-out metrics of the evaluation that the model is from."""
         rows = [row for row in read_rows(self.out / "metrics.jsonl") if "val_loss" in row]
+        rows = [row for row in rows if row["step"]] or rows  # the untrained network is no candidate
         if not rows:
             return {}
         best = min(rows, key=lambda row: row[f"val_{self.recipe.evaluate.metric}"])
@@ -212,6 +249,19 @@ class _Pretraining:
             "metrics": record["metrics"],
             "seconds": self.timings,
         }
+
+
+def _settled(recipe: Recipe) -> dict[str, Any]:
+    """What a run keeps to its end: the network, what the checkpoints hold, and what "best" means."""
+    return {
+        "task": recipe.task,
+        "seed": recipe.seed,
+        "model": recipe.model.model_dump(mode="json"),
+        "tokenizer": recipe.tokenizer.model_dump(mode="json"),
+        "optimizer.name": recipe.optimizer.name,
+        "train.ema": recipe.train.ema,
+        "evaluate.metric": recipe.evaluate.metric,
+    }
 
 
 def _parameters(module: GPT) -> int:

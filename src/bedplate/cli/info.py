@@ -24,6 +24,10 @@ def command(
         return
     for key, value in facts.items():
         if key not in ("card", "trunk"):
-            print(f"{key:<12} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{key:<12} {value}")
+            print(
+                f"{key:<12} {value:,}"
+                if isinstance(value, int) and not isinstance(value, bool)
+                else f"{key:<12} {value}"
+            )
     for key, value in facts["trunk"].items():
         print(f"  {key:<24} {value}")

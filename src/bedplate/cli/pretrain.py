@@ -1,6 +1,6 @@
 """`bedplate pretrain`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,12 +28,17 @@ def command(
     elif dry_run:
         _print_plan(result)
     else:
-        for name, metric in result["metrics"].items():
-            print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
-        print(f"Model: {result['model']}\nReport: {result['out']}/report.html")
+        print_result(result)
 
 
-def _print_plan(plan: dict) -> None:  # type: ignore[type-arg]
+def print_result(result: dict[str, Any]) -> None:
+    """What a run came to, and where it left its model and report."""
+    for name, metric in result["metrics"].items():
+        print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    print(f"Model: {result['model']}\nReport: {result['out']}/report.html")
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
     import yaml
 
     print(yaml.safe_dump(plan["recipe"], sort_keys=False, allow_unicode=True).rstrip())

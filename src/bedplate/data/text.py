@@ -61,7 +61,8 @@ def prepare(
     A document goes to validation when the hash of its first piece, as a fraction of all hashes, is below
     `val_fraction`: duplicates land on one side, and neither order nor neighbours matter. If that takes no document, the
     one of smallest hash goes. A source of one lone .txt is split by runs of whole lines of about 4 KiB instead
-    (`meta["split"] == "pieces"`, each run a document of its own).
+    (`meta["split"] == "pieces"`, each run a document of its own). A special token that the text spells out is read as
+    one, as the tokenizer does everywhere else.
 
     Args:
         path: Training text, as `sources.documents` takes it.

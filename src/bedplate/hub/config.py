@@ -1,7 +1,7 @@
 """`config.json` of GPT-2, Llama and Qwen3, to and from `GPTConfig`.
 
-Each file is a pydantic model whose defaults are those of its `transformers` 5 class: an absent key means here what it means
-there.
+Each file is a pydantic model whose defaults are those of its `transformers` 5 class: an absent key means here what
+it means there.
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from bedplate.data.tokenizer import end_of_text_id, save_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.config import config_from_hf, config_to_hf
-from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name
+from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name, their_shape
 from bedplate.models.gpt import GPT, GPTConfig
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -181,10 +182,11 @@ def load_module(
             del names[HEAD]
         else:
             config = replace(config, tie_word_embeddings=False)
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         module = GPT(config)
     template = dict(module.named_parameters())  # a tied weight is there once
-    _check(directory, tensors_to_hf(config.family, template), names, weights)
+    sources = {name: their_name(config.family, name) for name in template}
+    _check(directory, {sources[n]: their_shape(sources[n], template[n].shape) for n in template}, names, weights)
     target = weights[names[embedding]].dtype if dtype is None else _dtype(dtype)
     state = {}
     for name in template:
@@ -219,11 +221,15 @@ def save_directory(
         InputError: the folder exists and is not empty, the disk is full, or the family's config cannot hold the model.
     """
     directory = Path(os.path.abspath(directory))
+    partial, old = (directory.with_name(f".{directory.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not directory.exists():
+        os.replace(old, directory)  # an overwriting save was killed between its two renames
     _check_target(directory, overwrite)
     special = special or SpecialTokens.of(tokenizer)
     dtype = str(module.embed.weight.dtype).removeprefix("torch.")
     config = config_to_hf(module.config) | special.to_hf() | {"torch_dtype": dtype}
-    partial, old = (directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_json(partial / "config.json", config)
@@ -259,7 +265,16 @@ def _check_target(directory: Path, overwrite: bool) -> None:
         raise InputError(f"{directory}: is not a model directory and is not overwritten; choose another folder")
 
 
-def _check(directory: Path, expected: dict[str, Tensor], names: Mapping[str, str], weights: Weights) -> None:
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights unfilled: on the meta device there is nothing to fill, yet it would import half of PyTorch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def _check(directory: Path, expected: dict[str, tuple[int, ...]], names: Mapping[str, str], weights: Weights) -> None:
     """Every tensor of the model is in the checkpoint in its shape, and there is no other."""
     if missing := sorted(expected.keys() - names.keys()):
         raise InputError(
@@ -271,13 +286,13 @@ def _check(directory: Path, expected: dict[str, Tensor], names: Mapping[str, str
             f"{directory}: unexpected tensor {names[unexpected[0]]!r}{_more(unexpected)}; the checkpoint is of "
             "another model than its config.json"
         )
-    for name, tensor in expected.items():
+    for name, wanted in expected.items():
         if (kind := weights.kind(names[name])) not in FLOATS:
             raise InputError(f"{directory}: tensor {names[name]!r} holds {kind}; supported: {', '.join(FLOATS)}")
-        if (shape := weights.shape(names[name])) != tuple(tensor.shape):
+        if (shape := weights.shape(names[name])) != wanted:
             raise InputError(
                 f"{directory}: tensor {names[name]!r} has shape {shape} in the checkpoint and "
-                f"{tuple(tensor.shape)} by config.json; they are of different models"
+                f"{wanted} by config.json; they are of different models"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,6 +60,13 @@ def their_name(family: str, name: str) -> str:
     return f"{_MODULES[family][pattern].format(layer[1] if layer else '')}.{kind}"
 
 
+def their_shape(source: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the checkpoint's tensor `source` that one of ours, of `shape`, is or is a part of."""
+    if _FUSED.search(source):
+        shape = (len(_PARTS) * shape[0], *shape[1:])
+    return tuple(reversed(shape) if _CONV1D.search(source) else shape)
+
+
 def full_names(family: str, names: Iterable[str]) -> dict[str, str]:
     """{name with the prefix that a model with a head has: name in the checkpoint}, without buffers.
 
@@ -90,5 +97,5 @@ def tensor_from_hf(family: str, name: str, read: Callable[[str], Tensor]) -> Ten
     if _CONV1D.search(source):
         tensor = tensor.t()
     if _FUSED.search(source):
-        tensor = tensor.chunk(3)[_PARTS[name.split(".")[-2]]]
+        tensor = tensor.chunk(len(_PARTS))[_PARTS[name.split(".")[-2]]]
     return tensor

@@ -17,12 +17,13 @@ from bedplate.nn.cache import Cache
 GREEDY = 1e-5  # temperatures below it are taken as 0: logits divided by them would overflow
 
 
-def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Logits `(B, V)`, those of tokens `seen (B, V)` made smaller: / penalty where positive, * penalty where negative.
+def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """Logits `(B, V)`, those of tokens `ids (B, T)` made smaller: / penalty where positive, * penalty where negative.
 
     The rule of CTRL (arXiv 1909.05858, section 4.1) in the form that also works for negative logits.
     """
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    before = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(before > 0, before / penalty, before * penalty))
 
 
 def distribution(
@@ -34,16 +35,21 @@ def distribution(
     (nucleus sampling, arXiv 1904.09751).
     """
     logits = logits.float() / temperature
-    if top_p == 1:
-        top_p = None
-    if top_k is None and top_p is None:
-        return logits.softmax(-1), None
     vocab_size = logits.shape[-1]
-    logits, ids = logits.topk(min(top_k or vocab_size, vocab_size))  # sorted: the most likely first
-    weights = logits.softmax(-1)
-    if top_p is not None:
-        before = weights.cumsum(-1) - weights
-        weights = weights * (before < top_p)
+    p = 1.0 if top_p is None else top_p
+    if top_k is not None:
+        logits, ids = logits.topk(min(top_k, vocab_size))  # sorted: the most likely first
+        weights = logits.softmax(-1)
+    else:
+        weights = logits.softmax(-1)
+        if p == 1:
+            return weights, None
+        # Tokens below (1 - p) / V have less than 1 - p together, so the kept set lies among the others. To sort a whole
+        # vocabulary would take as long as a small model.
+        k = int((weights >= (1 - p) / vocab_size).sum(-1).max())
+        weights, ids = weights.topk(max(k, 1))
+    if p < 1:
+        weights = weights * (weights.cumsum(-1) - weights < p)
     return weights, ids
 
 
@@ -79,8 +85,9 @@ class Sampler:
         if not (0 < repetition_penalty < math.inf):
             raise InputError(f"repetition_penalty={repetition_penalty} must be a positive number; 1 is no penalty")
         self.temperature, self.top_k, self.top_p, self.penalty = temperature, top_k, top_p, repetition_penalty
-        self.prompts = prompts
-        self.seen: Tensor | None = None  # (B, V), made when the vocabulary and the device are known
+        # (B, T) tokens of prompt and continuation; a short row repeats its last, which penalises no other.
+        longest = max(map(len, prompts), default=0)
+        self.ids = torch.tensor([prompt + prompt[-1:] * (longest - len(prompt)) for prompt in prompts])
         repeats = Counter[tuple[int, ...]]()
         self.generators = []
         for prompt in map(tuple, prompts):
@@ -90,11 +97,8 @@ class Sampler:
     def __call__(self, logits: Tensor) -> Tensor:
         """Token ids `(B, 1)` for logits `(B, V)`."""
         if self.penalty != 1:
-            if self.seen is None:
-                self.seen = torch.zeros_like(logits, dtype=torch.bool)
-                for row, prompt in enumerate(self.prompts):
-                    self.seen[row, prompt] = True
-            logits = penalize(logits, self.seen, self.penalty)
+            self.ids = self.ids.to(logits.device)
+            logits = penalize(logits, self.ids, self.penalty)
         if self.temperature < GREEDY:
             chosen = logits.argmax(-1, keepdim=True)
         else:
@@ -103,8 +107,8 @@ class Sampler:
             chosen = draw(weights, uniform)
             if ids is not None:
                 chosen = ids.gather(1, chosen)
-        if self.seen is not None:
-            self.seen.scatter_(1, chosen, True)
+        if self.penalty != 1:
+            self.ids = torch.cat((self.ids, chosen), 1)
         return chosen
 
 

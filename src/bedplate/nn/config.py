@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bedplate.errors import InputError
@@ -27,7 +27,7 @@ class TrunkConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = True
-    rope: RopeConfig | None = RopeConfig()
+    rope: RopeConfig | None = field(default_factory=RopeConfig)
     windows: tuple[int | None, ...] | None = None  # by layer: the largest |pos_i - pos_j| that it sees
     dropout: float = 0.0
 

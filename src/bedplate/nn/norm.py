@@ -42,6 +42,6 @@ class RMSNorm(nn.Module):
 
 
 def for_matmul(x: Tensor) -> Tensor:
-    """Cast once what autocast would cast again for each of the products that share it (queries, keys, values; gate, up)."""
+    """Cast once what autocast would cast again for each product that shares it (queries, keys, values; gate, up)."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -60,7 +60,9 @@ def _yarn(config: RopeConfig, inv: Tensor, head_dim: int) -> tuple[Tensor, float
     """YaRN (arXiv 2309.00071): as llama3, but the blend is linear in the dimension's index, and attention is sharpened."""
     base, context = config.rope_theta, config.original_max_position_embeddings
 
-    def dimension(turns: float) -> float:  # the (fractional) index whose frequency makes `turns` turns within the context
+    def dimension(
+        turns: float,
+    ) -> float:  # the (fractional) index whose frequency makes `turns` turns within the context
         return head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = dimension(config.beta_fast), dimension(config.beta_slow)
@@ -81,7 +83,7 @@ def _yarn(config: RopeConfig, inv: Tensor, head_dim: int) -> tuple[Tensor, float
 
 
 class Rotary:
-    """Makes the cos and sin tables of a span. Not a module: its frequencies must stay fp32 whatever the weights are cast to."""
+    """Makes a span's cos and sin tables. Not a module: its frequencies stay fp32 whatever weights are cast to."""
 
     def __init__(self, config: RopeConfig, head_dim: int) -> None:
         with torch.device("cpu"):  # also while a model is built on the meta device

@@ -37,8 +37,10 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe as YAML; `read_recipe` gives the same recipe back."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    """Write the resolved recipe as YAML, whole or not at all; `read_recipe` gives the same recipe back."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    partial.replace(path)
 
 
 def _copy(value: Any) -> Any:
@@ -55,7 +57,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InputError(f"{path}{line}: not valid YAML: {reason}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping of keys such as `out:`, `data:` and `train:`")
     return values
@@ -96,12 +99,12 @@ def _sentence(error: ValidationError) -> str:
 
 def _nearest(location: list[str]) -> str:
     """'; did you mean X?' for an unknown key: among its neighbours first, then among all keys."""
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] = Recipe
     for part in location[:-1]:
-        section = _section(section, part)
-        if section is None:
+        inner = _section(section, part)
+        if inner is None:
             return ""
-    assert section is not None
+        section = inner
     prefix = "".join(f"{part}." for part in location[:-1])
     here = {name: prefix + name for name in section.model_fields}
     everywhere = {path.rpartition(".")[2]: path for path in _paths(Recipe)}

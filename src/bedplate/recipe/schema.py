@@ -9,14 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Strict(BaseModel):
     """A part of a recipe: no unknown keys, and validated again when changed."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", validate_assignment=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelRecipe(Strict):
@@ -186,7 +188,7 @@ class Recipe(Strict):
 
     task: Literal["language"] = "language"
     """what is learnt: `language`, the next token of text"""
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """decides weights, order of data and dropout"""
     out: Path
     """the run directory"""
@@ -205,7 +207,8 @@ class Recipe(Strict):
         train, limit = self.train, self.model.max_position_embeddings
         if train.micro_batch_size and train.batch_size % train.micro_batch_size:
             raise ValueError(
-                f"train.batch_size={train.batch_size} is not a multiple of train.micro_batch_size={train.micro_batch_size}"
+                f"train.batch_size={train.batch_size} is not a multiple of "
+                f"train.micro_batch_size={train.micro_batch_size}"
             )
         if limit is not None and limit < train.sequence_length:
             raise ValueError(

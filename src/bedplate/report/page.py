@@ -4,6 +4,7 @@
 `chart`, `samples` and `code` return. All of them escape what they are given. `run_report` is the page of a whole run.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -113,7 +114,7 @@ def samples(items: Iterable[tuple[int, str, str]]) -> str:
     """Generated texts as (step, prompt, continuation), the prompt set off from what the model wrote."""
     by_step: dict[int, list[str]] = {}
     for step, prompt, continuation in items:
-        continuation = continuation.removeprefix(prompt)
+        continuation = re.sub(r"\n\s*\n", "\n", continuation)  # an early model writes pages of empty lines
         by_step.setdefault(step, []).append(f"<p><b>{escape(prompt)}</b>{escape(continuation)}</p>")
     return "".join(
         f'<div class="sample"><span>step {step:,}</span><div>{"".join(paragraphs)}</div></div>'

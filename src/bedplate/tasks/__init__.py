@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -12,6 +12,9 @@ Batch = Mapping[str, Tensor]
 
 class Task(Protocol):
     """What the loop asks of a task."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """names of what `evaluate` measures; of each, lower is better"""
 
     @property
     def module(self) -> nn.Module:

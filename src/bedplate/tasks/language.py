@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ class Language:
 
     Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`.
     """
+
+    metrics: ClassVar[tuple[str, ...]] = ("bits_per_byte", "loss")
 
     def __init__(
         self, module: GPT, tokenizer: Tokenizer, prompts: Sequence[str] = ("",), sample_tokens: int = 48
@@ -57,7 +60,7 @@ class Language:
         }
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(nats, counted tokens, nats of text tokens, bytes of text) of one row, `(4,)` fp32. Logits of one row at a time."""
+        """(nats, counted tokens, nats of text tokens, bytes of text) `(4,)` fp32 of one row: its logits alone are held."""
         losses = cross_entropy_by_token(self.module.head(hidden), targets)
         counted = targets >= 0
         lengths = self._byte_lengths.to(targets.device)[targets.clamp(min=0)] * counted
@@ -89,5 +92,5 @@ class Language:
         return rows * length * self.module.flops_per_token(length)
 
 
-def _packing(batch: Batch) -> dict[str, Tensor]:
+def _packing(batch: Batch) -> dict[str, Any]:
     return {key: batch[key] for key in ("doc", "pos") if key in batch}

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor]
     best: dict[str, Any] | None  # {"metric", "value", "step"} of the best evaluation so far
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row of the log
 
 
 class Checkpoints:
@@ -64,7 +65,7 @@ class Checkpoints:
                     path = partial / f"{name}.safetensors"
                     save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
                     _flush(path)
-            state = {"step": checkpoint.step, "best": checkpoint.best}
+            state = {"step": checkpoint.step, "best": checkpoint.best, "losses": checkpoint.losses}
             (partial / "state.json").write_text(json.dumps(state), "utf-8")
             _flush(partial / "state.json")
             _flush(partial)
@@ -74,7 +75,9 @@ class Checkpoints:
             self.clean()
             if is_full(error):
                 last = self.steps()
-                kept = f"the last good checkpoint is {self.path(last[-1])}" if last else "there is no earlier checkpoint"
+                kept = (
+                    f"the last good checkpoint is {self.path(last[-1])}" if last else "there is no earlier checkpoint"
+                )
                 raise InputError(
                     f"{self.folder}: no space left to write the checkpoint of step {checkpoint.step}; {kept}; "
                     "free some space, then go on with --resume"
@@ -88,7 +91,7 @@ class Checkpoints:
         path = self.path(self.steps()[-1] if step is None else step)
         state = json.loads((path / "state.json").read_text("utf-8"))
         parts = {name: _read(path / f"{name}.safetensors") for name in ("model", "optimizer", "ema")}
-        return Checkpoint(state["step"], best=state["best"], **parts)
+        return Checkpoint(state["step"], best=state["best"], losses=state["losses"], **parts)
 
     def clean(self) -> None:
         """Remove what a killed writer left behind."""
@@ -113,7 +116,9 @@ def copy_into(target: dict[str, Tensor], source: dict[str, Tensor], where: Path)
     """
     if missing := sorted(target.keys() ^ source.keys()):
         side = "lacks" if missing[0] in target else "has an unknown"
-        raise InputError(f"{where}: the checkpoint {side} tensor {missing[0]!r}; it is of another model than the recipe's")
+        raise InputError(
+            f"{where}: the checkpoint {side} tensor {missing[0]!r}; it is of another model than the recipe's"
+        )
     for name, tensor in target.items():
         if tensor.shape != source[name].shape:
             raise InputError(
@@ -138,7 +143,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path}: the file is damaged ({error}); remove its checkpoint and resume from the one before") from None
+        raise InputError(
+            f"{path}: the file is damaged ({error}); remove its checkpoint and resume from the one before"
+        ) from None
 
 
 def _flush(path: Path) -> None:

@@ -61,7 +61,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bf16 matrices. Emulation, which is slower than fp32, does not count."""
+    """Whether the hardware itself multiplies bf16. Emulation, which is slower than fp32, does not count."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -76,14 +76,20 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def matmul_ceiling(hardware: Hardware, size: int | None = None, repeats: int = 3) -> float:
-    """FLOP/s of a large square matrix product, the best of `repeats`: what model FLOPs utilisation is measured against."""
-    n = size or (8192 if hardware.device.type == "cuda" else 1536)
-    a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        product = a @ b
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+def matmul_ceiling(hardware: Hardware, largest: int = 8192, seconds: float = 0.03, repeats: int = 3) -> float:
+    """FLOP/s of a large square matrix product: what model FLOPs utilisation is measured against.
+
+    Sizes double until one product takes `seconds`, so that slow hardware answers at once too; each counts with the best
+    of `repeats`.
+    """
+    ceiling, n, best = 0.0, 256, 0.0
+    while n <= largest and best < seconds:
+        a, b = (torch.randn(n, n, device=hardware.device, dtype=hardware.dtype) for _ in range(2))
+        best = float("inf")
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            product = a @ b
+            product[0, 0].item()  # waits for the device
+            best = min(best, time.perf_counter() - start)
+        ceiling, n = max(ceiling, 2 * n**3 / best), 2 * n
+    return ceiling

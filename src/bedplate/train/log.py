@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ class RunLog:
         )
         self._bar = self._progress.add_task("train", total=steps, numbers="")
         self._tensorboard: Any = None
+        self._make_writer: Any = None
 
     def __enter__(self) -> RunLog:
         if self.recipe.tensorboard:
@@ -39,7 +41,7 @@ class RunLog:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise InputError('log.tensorboard needs TensorBoard: pip install "bedplate[track]"') from None
-            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+            self._make_writer = SummaryWriter  # made with the first row: until then there is no run directory
         self._progress.start()
         return self
 
@@ -52,12 +54,15 @@ class RunLog:
         """Forget rows of later steps, which a resumed run is about to write again."""
         for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
             rows = [row for row in read_rows(path) if row["step"] <= step]
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+            if path.exists():
+                write_whole(path, "".join(_line(row) for row in rows))
 
     def numbers(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl; rows have `step`."""
         self._append("metrics.jsonl", row)
-        if self._tensorboard is not None:
+        if self._make_writer is not None:
+            if self._tensorboard is None:
+                self._tensorboard = self._make_writer(str(self.folder / "tensorboard"), purge_step=row["step"])
             for key, value in row.items():
                 if key != "step" and isinstance(value, int | float):
                     self._tensorboard.add_scalar(key, value, row["step"])
@@ -73,23 +78,35 @@ class RunLog:
 
     def advance(self, step: int, row: dict[str, Any] | None) -> None:
         """Move the bar to `step` finished steps."""
-        fields = {"numbers": _short(row)} if row else {}
-        self._progress.update(self._bar, completed=step, **fields)
+        self._progress.update(self._bar, completed=step)
+        if row:
+            self._progress.update(self._bar, numbers=_short(row))
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_line(row))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file that this package wrote; a last line cut off by a killed writer is left out."""
     if not path.exists():
         return []
-    lines = path.read_text("utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file beside its place and rename it: whoever is killed meanwhile leaves the old one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _short(row: dict[str, Any]) -> str:

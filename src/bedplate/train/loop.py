@@ -34,7 +34,7 @@ from bedplate.train.schedule import learning_rate_factor
 
 @dataclass
 class Data:
-    """Where the loop gets batches: `train(first, stop)` yields those of steps first .. stop - 1, `val()` the held-out ones."""
+    """The loop's batches: `train(first, stop)` yields those of steps first .. stop - 1, `val()` the held-out ones."""
 
     train: Callable[[int, int], Iterable[Batch]]
     val: Callable[[], Iterable[Batch]] | None
@@ -62,7 +62,8 @@ class Trainer:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep)
         if self.recipe.train.ema is not None:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._unread: list[tuple[int, Tensor]] = []  # losses still on the device
+        self._unread: list[tuple[int, Tensor, Tensor]] = []  # (step, loss, gradient norm) still on the device
+        self._losses: list[float] = []  # of the steps since the last row of the log
         self._seconds, self._tokens, self._flops = 0.0, 0, 0
 
     def resume(self) -> None:
@@ -76,7 +77,7 @@ class Trainer:
         copy_into(self.parameters, checkpoint.model, where)
         copy_into(self.ema, checkpoint.ema, where)
         load_state_tensors(self.optimizers, self.module, checkpoint.optimizer)
-        self.step, self.best = checkpoint.step, checkpoint.best
+        self.step, self.best, self._losses = checkpoint.step, checkpoint.best, checkpoint.losses
         self.log.rewind(self.step)
 
     def run(self) -> None:
@@ -90,10 +91,10 @@ class Trainer:
         wrap(self.module, recipe.train)
         self._peak = matmul_ceiling(self.hardware)
         steps = recipe.train.steps
-        if self.step == 0:
-            self._evaluate()
         batches = self.data.train(self.step, steps)
         with stop_signals() as stopped:
+            if self.step == 0:
+                self._evaluate()
             self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
             for batch in batches:
                 self._train_step(batch)
@@ -108,7 +109,9 @@ class Trainer:
                 self.log.advance(self.step, None)
                 if stopped() and not last:
                     self._save()
-                    raise Interrupted(f"Stopped after step {self.step} of {steps}; everything is saved in {self.folder}.")
+                    raise Interrupted(
+                        f"Stopped after step {self.step} of {steps}; everything is saved in {self.folder}."
+                    )
                 self._started = time.perf_counter()
         self._load_best()
         with self._averaged():
@@ -127,11 +130,10 @@ class Trainer:
             loss.backward()
             total, weight = total + loss.detach(), weight + count
         mean = total / weight.clamp(min=1)
-        self._unread.append((self.step, mean))
+        self._norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
+        self._unread.append((self.step, mean, self._norm))
         if self.hardware.device.type == "cpu":  # reading is free here; elsewhere it would stall the device
             self._read_losses()
-        norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
-        self._norm = norm
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -143,38 +145,39 @@ class Trainer:
         self._tokens += next(iter(batch.values())).numel()
         self._flops += self.task.flops(batch)
 
-    def _read_losses(self) -> float:
-        """The mean of the losses not read yet.
+    def _read_losses(self) -> None:
+        """Read what is still on the device.
 
         Raises:
-            InputError: one of them is not finite. Weights were last good at the newest checkpoint.
+            InputError: a loss or a gradient is not finite. Weights were last good at the newest checkpoint.
         """
-        for step, loss in self._unread:
-            if not math.isfinite(loss.item()):
-                steps = self.checkpoints.steps()
-                good = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "nothing was saved yet"
-                raise InputError(
-                    f"the loss became {loss.item()} at step {step}; {good}; lower optimizer.learning_rate and "
-                    "optimizer.muon_learning_rate, or look at the data of that step"
-                )
-        losses = [loss.item() for _, loss in self._unread]
-        if self.hardware.device.type != "cpu":
-            self._unread.clear()
-        return sum(losses) / len(losses) if losses else math.nan
+        for step, loss, norm in self._unread:
+            for name, value in (("loss", loss.item()), ("gradient norm", norm.item())):
+                if not math.isfinite(value):
+                    raise self._spoilt(f"the {name} became {value} at step {step}")
+            self._losses.append(loss.item())
+        self._unread.clear()
+
+    def _spoilt(self, what: str) -> InputError:
+        steps = self.checkpoints.steps()
+        good = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "nothing was saved yet"
+        return InputError(
+            f"{what}; {good}; lower optimizer.learning_rate and optimizer.muon_learning_rate, "
+            "or look at the data of that step"
+        )
 
     def _log_step(self) -> None:
-        loss = self._read_losses()
-        self._unread.clear()
+        self._read_losses()
         row = {
             "step": self.step,
-            "loss": loss,
+            "loss": sum(self._losses) / len(self._losses),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": self._norm.item(),
             "tokens_per_second": self._tokens / self._seconds,
             "mfu": self._flops / self._seconds / self._peak,
             "seconds": self._seconds,
         }
-        self._seconds, self._tokens, self._flops = 0.0, 0, 0
+        self._losses, self._seconds, self._tokens, self._flops = [], 0.0, 0, 0
         self.log.numbers(row)
         self.log.advance(self.step, row)
 
@@ -188,24 +191,33 @@ class Trainer:
             samples = self.task.samples(seed=self.recipe.seed)
         row: dict[str, Any] = {"step": self.step}
         for name, metric in metrics.items():
-            row |= {f"val_{name}": metric["value"], f"val_{name}_low": metric["low"], f"val_{name}_high": metric["high"]}
+            row |= {
+                f"val_{name}": metric["value"],
+                f"val_{name}_low": metric["low"],
+                f"val_{name}_high": metric["high"],
+            }
         self.log.numbers(row)
         self.log.samples(self.step, samples)
         name = self.recipe.evaluate.metric
         if name not in metrics:
-            raise InputError(f"evaluate.metric={name!r} is not measured here; choose one of {', '.join(sorted(metrics))}")
+            raise InputError(
+                f"evaluate.metric={name!r} is not measured here; choose one of {', '.join(sorted(metrics))}"
+            )
         if self.step and (self.best is None or metrics[name]["value"] < self.best["value"]):
             self.best = {"metric": name, "value": metrics[name]["value"], "step": self.step}
             self._save()
 
     def _save(self) -> None:
-        self._read_losses()  # never keep weights that a bad loss has spoilt
+        self._read_losses()  # never keep weights that a bad loss has spoilt, or a last update
+        if not all(norm.isfinite() for norm in torch._foreach_norm([p.detach() for p in self.parameters.values()])):
+            raise self._spoilt(f"the weights are not finite after step {self.step}")
         checkpoint = Checkpoint(
             step=self.step,
             model=self.parameters,
             optimizer=state_tensors(self.optimizers, self.module),
             ema=self.ema,
             best=self.best,
+            losses=self._losses,
         )
         self.checkpoints.save(checkpoint)
 

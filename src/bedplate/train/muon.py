@@ -31,8 +31,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for weight matrices: the update is the orthogonalised Nesterov momentum of the gradient.
 
-    Equal to `torch.optim.Muon` with its defaults, and different in two ways that matter on real machines: matrices of one
-    shape are orthogonalised in one batched product, and in fp32 where the hardware has no bf16 multiplication
+    Equal to `torch.optim.Muon` with its defaults, and different in two ways that matter on real machines: matrices of
+    one shape are orthogonalised in one batched product, and in fp32 where the hardware has no bf16 multiplication
     (`torch.optim.Muon` always uses bf16, which such a CPU emulates some hundred times slower).
 
     Args:

@@ -15,8 +15,8 @@ from bedplate.train.muon import Muon
 def make_optimizers(module: nn.Module, recipe: OptimizerRecipe, matmul_dtype: torch.dtype) -> list[Optimizer]:
     """The run's optimizers; together they cover every parameter exactly once.
 
-    Muon moves the matrices inside the blocks. Embeddings, heads, norms and biases follow AdamW: their rows are looked up
-    rather than multiplied, so an orthogonal update has no meaning for them. Vectors are not decayed.
+    Muon moves the matrices inside the blocks. Embeddings, heads, norms and biases follow AdamW: their rows are looked
+    up rather than multiplied, so an orthogonal update has no meaning for them. Vectors are not decayed.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     use_muon = recipe.name == "muon"

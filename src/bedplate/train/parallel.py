@@ -14,7 +14,7 @@ def wrap(module: nn.Module, recipe: TrainRecipe) -> None:
     """Apply what the recipe asks for, in place; parameter names stay as they are."""
     if recipe.activation_checkpointing:
         for block in blocks(module):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if recipe.compile:
         for block in blocks(module):
             block.compile()

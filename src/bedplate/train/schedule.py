@@ -10,7 +10,8 @@ from bedplate.recipe.schema import ScheduleRecipe
 def learning_rate_factor(schedule: ScheduleRecipe, step: int, steps: int) -> float:
     """The learning rate of `step` (0 .. steps - 1) as a share of its peak.
 
-    wsd: linear warm-up, plateau, linear decay over the last `decay` of the run (arXiv 2404.06395). cosine: arXiv 1608.03983.
+    wsd: linear warm-up, plateau, linear decay over the last `decay` of the run (arXiv 2404.06395). cosine: half a
+    period after the warm-up (arXiv 1608.03983).
     """
     warmup = round(schedule.warmup * steps)
     if step < warmup:

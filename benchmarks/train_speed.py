@@ -1,0 +1,134 @@
+"""Training steps on the CPU: bedplate against `transformers`, each eager and compiled, in fp32 and bf16 autocast.
+
+One GPT-2 shape on both sides, from the same weights: 6 layers of 384, 6 heads, vocabulary 8,192, context 256, no dropout,
+13.8M parameters (3.2M of them the tied embedding; counted once). A step is forward, loss, backward, clipping to norm 1 and
+fused AdamW on 8 x 256 tokens. bedplate steps as `bedplate.train.loop` does and is compiled as `train.compile=true` does;
+`transformers` computes its own loss, without a cache, and is compiled whole. The script fails where the two sides differ in
+parameters or, by more than 1e-4, in their first fp32 loss.
+
+    python benchmarks/train_speed.py [--precision fp32] [--threads 2] [--steps 5] [--rounds 5] [--json FILE]
+
+Read the ratios: those to `transformers compiled` in fp32 and in bf16 are the targets of the project (1.6 and 1.05, both with
+our best row). Compilation needs a C++ compiler, takes a minute or two, and is not counted.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from side_by_side import DTYPES, Way, measure, parser, precisions, report
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from bedplate.hub.directory import save_directory
+from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.nn.heads import IGNORE
+from bedplate.recipe.schema import OptimizerRecipe, TrainRecipe
+from bedplate.train.hardware import Hardware
+from bedplate.train.optim import finish_gradients, make_optimizers
+from bedplate.train.parallel import wrap
+
+ROWS, LENGTH = 8, 256
+OPTIMIZER = OptimizerRecipe(name="adamw", learning_rate=6e-4)
+
+
+def our_model() -> GPT:
+    config = GPTConfig.from_preset(
+        "gpt2",
+        vocab_size=8192,
+        max_position_embeddings=LENGTH,
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+    )
+    module = GPT(config)
+    module.init_weights(seed=0)
+    return module
+
+
+def their_model() -> GPT2LMHeadModel:
+    """The same weights in `transformers`, by way of a model directory."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_directory(f"{folder}/model", our_model())
+        return GPT2LMHeadModel.from_pretrained(f"{folder}/model", dtype=torch.float32).train()
+
+
+def our_step(compiled: bool, hardware: Hardware, ids: Tensor) -> Callable[[], float]:
+    """A training step on `ids`, which returns the mean loss before it."""
+    module = our_model().train()
+    wrap(module, TrainRecipe(steps=1, compile=compiled))
+    optimizers = make_optimizers(module, OPTIMIZER, hardware.dtype)
+    parameters: list[Tensor] = list(module.parameters())
+    targets = torch.cat((ids[:, 1:], torch.full_like(ids[:, :1], IGNORE)), 1)
+
+    def step() -> float:
+        with hardware.autocast():
+            loss, count = module.loss(ids, targets)
+        loss.backward()
+        finish_gradients(parameters, count, OPTIMIZER.clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return (loss / count).item()
+
+    return step
+
+
+def their_step(compiled: bool, hardware: Hardware, ids: Tensor) -> Callable[[], float]:
+    """The same of `transformers`, as its documentation trains."""
+    module = their_model()
+    called = torch.compile(module) if compiled else module
+    betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=OPTIMIZER.learning_rate, betas=betas, fused=True)
+
+    def step() -> float:
+        context: AbstractContextManager[object] = hardware.autocast()
+        with context:
+            loss = called(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), OPTIMIZER.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def check(ids: Tensor) -> None:
+    """Both sides are the same model with the same loss, or there is nothing to compare."""
+    fp32 = Hardware(torch.device("cpu"), torch.float32, torch.get_num_threads(), "checked")
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (our_model(), their_model())]
+    losses = [make(False, fp32, ids)() for make in (our_step, their_step)]
+    print(f"parameters {sizes[0]:,} and {sizes[1]:,}; first fp32 loss {losses[0]:.6f} and {losses[1]:.6f}")
+    if sizes[0] != sizes[1] or abs(losses[0] - losses[1]) > 1e-4:
+        raise SystemExit("the two sides are not the same model: the comparison would mean nothing")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=5, help="steps a round of each way")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    ids = torch.randint(8192, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    check(ids)
+    ways = []
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
+        print("compiled rows are left out: torch.compile needs a C++ compiler, and there is none")
+    for precision in precisions(args.precision):
+        hardware = Hardware(torch.device("cpu"), DTYPES[precision], args.threads, "as asked")
+        for compiled in (False, True) if compiler else (False,):
+            for name, make in (("bedplate", our_step), ("transformers", their_step)):
+                step = make(compiled, hardware, ids)
+                label = f"{name} {'compiled' if compiled else 'eager'}, {precision}"
+                run = lambda step=step: [step() for _ in range(args.steps)]  # noqa: E731
+                ways.append(Way(label, args.steps * ids.numel(), run, name == "bedplate"))
+    report(ways, measure(ways, args.rounds, args.clock), args.json)
+
+
+if __name__ == "__main__":
+    main()
