@@ -294,3 +294,11 @@ def test_a_gigabyte_is_prepared_in_less_memory(tokenizer: Tokenizer, tmp_path: P
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     prepare(path, tokenizer, cache_dir=tmp_path / "cache", workers=2)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024  # KiB
+
+
+def test_a_text_cannot_forge_the_border_of_a_document(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", ["one<|endoftext|>two"])
+    data = prepare(path, tokenizer, val_fraction=0, cache_dir=tmp_path / "cache")
+    ids = everything(data.train)
+    assert ids.count(0) == 1 and ids[-1] == 0
+    assert tokenizer.decode(ids[:-1]) == "one<|endoftext|>two"

@@ -23,6 +23,7 @@ from bedplate.data.text import prepare
 from bedplate.data.tokenizer import load_tokenizer, save_tokenizer, vocabulary_size
 from bedplate.errors import InputError, Interrupted
 from bedplate.hub.card import model_card
+from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
 from bedplate.models.gpt import GPT
 from bedplate.recipe import Recipe, read_recipe, write_recipe
@@ -176,7 +177,9 @@ class _Pretraining:
         return [first, *(make(source, val_fraction=0) for source in sources[1:])]
 
     def _module(self) -> GPT:
-        module = GPT(gpt_config(self.recipe, vocabulary_size(self.tokenizer)))
+        config = gpt_config(self.recipe, vocabulary_size(self.tokenizer))
+        config_to_hf(config)  # what could not be written at the end is refused now
+        module = GPT(config)
         module.init_weights(self.recipe.seed)
         return module
 

@@ -292,6 +292,8 @@ class _Encoder:
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # A text that spells out "<|endoftext|>" stays text: data must not be able to forge the borders of documents.
+        self._tokenizer.encode_special_tokens = True
         self._end_of_text = end_of_text
 
     def __call__(self, job: list[Entry]) -> Encoded:

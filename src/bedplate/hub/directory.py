@@ -100,7 +100,7 @@ def read_weights(directory: str | Path) -> Weights:
         raise InputError(
             f"{directory}: its weights are pickle files ({', '.join(pickles[:3])}), which can run any code when opened "
             "and are not read; where you trust them, convert them with transformers: "
-            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+            "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
         )
     raise InputError(f"{directory}: no weights; expected {SINGLE} or {INDEX}")
 

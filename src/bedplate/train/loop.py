@@ -131,7 +131,7 @@ class Trainer:
             total, weight = total + loss.detach(), weight + count
         mean = total / weight.clamp(min=1)
         self._norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
-        self._unread.append((self.step, mean, self._norm))
+        self._unread.append((self.step + 1, mean, self._norm))  # counted from 1, as in metrics.jsonl
         if self.hardware.device.type == "cpu":  # reading is free here; elsewhere it would stall the device
             self._read_losses()
         for optimizer in self.optimizers:

@@ -1,0 +1,179 @@
+"""Recipes: what a file may say, and the one sentence for what it may not."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from bedplate.errors import InputError
+from bedplate.recipe import Recipe, read_recipe, write_recipe
+
+LEAST: dict[str, Any] = {"out": "runs/x", "data": {"path": "text.txt"}, "train": {"steps": 10}}
+
+
+def fault(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        read_recipe(LEAST, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=5", "unknown key 'train.stepz'; did you mean 'train.steps'?"),
+        ("learning_rate=1", "unknown key 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ("model.vocab_size=9", "unknown key 'model.vocab_size'; did you mean 'tokenizer.vocab_size'?"),
+        ("log.zzz=1", "unknown key 'log.zzz'; known keys are every, tensorboard"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(override: str, message: str) -> None:
+    assert message in fault(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.steps=ten", "train.steps"),
+        ("train.steps=1.5", "train.steps"),
+        ("train.steps=0", "train.steps"),
+        ("train.steps=", "train.steps"),
+        ("train.compile=maybe", "train.compile"),
+        ("train.precision=fp8", "train.precision"),
+        ("train=5", "train"),
+        ("data.path=5", "data.path"),
+        ("optimizer.beta1=1", "optimizer.beta1"),
+        ("optimizer.learning_rate=.inf", "optimizer.learning_rate"),
+        ("optimizer.weight_decay=.nan", "optimizer.weight_decay"),
+        ("seed=-1", "seed"),
+        ("seed=99999999999", "seed"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_key_and_what_was_got(override: str, key: str) -> None:
+    assert re.match(rf"recipe: {key}: .+, got .+", fault(override))
+
+
+@pytest.mark.parametrize("key", ["out", "data", "train.steps", "data.path"])
+def test_a_missing_key_is_named(key: str) -> None:
+    section, _, name = key.rpartition(".")
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in LEAST.items()}
+    del (values[section] if section else values)[name]
+    with pytest.raises(InputError, match=f"key '{key}' is missing; add it to the recipe or give {key}=VALUE"):
+        read_recipe(values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.batch_size=8", "train.micro_batch_size=3"], "batch_size=8 is not a multiple of train.micro_batch_size=3"),
+        (["model.max_position_embeddings=8"], "max_position_embeddings=8 is shorter than train.sequence_length=256"),
+        (["data.path=[a, b]", "data.weights=[1]"], "data.weights has 1 entries for 2 paths"),
+        (["data.path=[]"], "data.path names no file"),
+    ],
+)
+def test_values_that_contradict_each_other(overrides: list[str], message: str) -> None:
+    assert message in fault(*overrides)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=5", "train.steps.more=1"])
+def test_a_malformed_override_is_shown(override: str) -> None:
+    assert f"override {override!r}" in fault(override)
+
+
+def test_several_faults_are_counted() -> None:
+    assert fault("train.steps=ten", "seed=x").endswith("(and 1 more)")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no.yaml: no such recipe"):
+        read_recipe(tmp_path / "no.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"out: x\ndata: [1, 2\ntrain: y\n", r"r\.yaml:3: not valid YAML: "),
+        (b"out: x\n\ttrain: y\n", r"r\.yaml:2: not valid YAML: "),
+        (b"out: x\x00\n", r"r\.yaml: not valid YAML: .*#x0000.*"),
+        (b"out: caf\xe9\n", r"r\.yaml: byte 8 is not UTF-8"),
+        (b"", r"r\.yaml: a recipe is a mapping"),
+        (b"- 1\n", r"r\.yaml: a recipe is a mapping"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_change_values_of_any_type_and_later_ones_win() -> None:
+    overrides = "seed=1 seed=2 train.compile=true data.path=[a,b] model.head_dim=16 optimizer.clip_norm=null".split()
+    recipe = read_recipe({**LEAST, "model": {"head_dim": 8}}, overrides)
+    assert (recipe.seed, recipe.train.compile, recipe.model.head_dim) == (2, True, 16)
+    assert recipe.data.path == ["a", "b"] and recipe.optimizer.clip_norm is None
+
+
+def test_overrides_leave_the_given_mapping_as_it_was() -> None:
+    read_recipe(LEAST, ["train.steps=99", "data.column=body"])
+    assert LEAST == {"out": "runs/x", "data": {"path": "text.txt"}, "train": {"steps": 10}}
+
+
+def test_a_number_like_1e_3_is_a_float_although_yaml_reads_a_string(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("out: x\ndata: {path: a}\ntrain: {steps: 1}\noptimizer: {learning_rate: 1e-3}\n")
+    assert read_recipe(path).optimizer.learning_rate == 1e-3
+    assert read_recipe(path, ["optimizer.learning_rate=2e-3"]).optimizer.learning_rate == 2e-3
+
+
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    path=st.lists(text, min_size=1, max_size=3),
+    prompts=st.lists(text, max_size=3),
+    rate=st.floats(0, exclude_min=True, allow_infinity=False),
+    decay=st.floats(0, 1),
+    limit=st.none() | st.integers(256, 10**9),
+)
+def test_writing_and_reading_gives_the_same_recipe(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, path: list[str], prompts: list[str], **numbers: Any
+) -> None:
+    recipe = Recipe.model_validate(
+        {
+            **LEAST,
+            "seed": seed,
+            "data": {"path": path},
+            "evaluate": {"prompts": prompts},
+            "optimizer": {"learning_rate": numbers["rate"]},
+            "schedule": {"decay": numbers["decay"]},
+            "model": {"max_position_embeddings": numbers["limit"]},
+        }
+    )
+    file = tmp_path_factory.getbasetemp() / "round-trip.yaml"
+    write_recipe(recipe, file)
+    assert read_recipe(file) == recipe == read_recipe(recipe)
+
+
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [field.annotation for field in model.model_fields.values()]
+    return [model, *(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))]
+
+
+def test_every_key_is_documented() -> None:
+    for section in sections(Recipe):
+        assert section.__doc__, section
+        for name, field in section.model_fields.items():
+            assert field.description or field.annotation in sections(Recipe), f"{section.__name__}.{name}"
+
+
+def test_the_recipe_that_the_readme_promises_is_valid() -> None:
+    root = Path(__file__).parents[2] / "recipes"
+    for file in sorted(root.glob("*.yaml")):
+        read_recipe(file)
+    assert (root / "gpt-mini.yaml").is_file()

@@ -1,0 +1,113 @@
+"""Muon: PyTorch's own step by step, and orthogonal in fp32 too."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bedplate.nn.presets import PRESETS
+from bedplate.recipe.schema import OptimizerRecipe
+from bedplate.train.muon import Muon, orthogonalize
+from bedplate.train.optim import finish_gradients, make_optimizers
+
+SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (6, 10)]
+
+
+def matrices(seed: int = 0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def set_gradients(params: list[nn.Parameter], seed: int) -> None:
+    for param, value in zip(params, matrices(seed), strict=True):
+        param.grad = value.detach().clone()
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_equals_pytorchs_muon_step_by_step(weight_decay: float) -> None:
+    ours, theirs = matrices(), matrices()
+    options = {"lr": 0.02, "momentum": 0.9, "weight_decay": weight_decay}
+    optimizers = Muon(ours, **options, dtype=torch.bfloat16), torch.optim.Muon(theirs, **options)
+    for step in range(1, 6):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        for optimizer in optimizers:
+            optimizer.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, atol=0.02 * 0.02, rtol=0)  # bf16 rounds updates of 0.02 to about 1 %
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (24, 8), (8, 24)])
+def test_singular_values_become_about_1_and_singular_vectors_stay(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=generator), full_matrices=False)
+    spread = torch.linspace(1, 5, u.shape[1])
+    result = orthogonalize(((u * spread) @ v)[None])[0]
+    inside = u.mT @ result @ v.mT  # diagonal where the polar factor's vectors are kept
+    assert (inside.diagonal() > 0.5).all() and (inside.diagonal() < 1.5).all()
+    assert (inside - inside.diagonal().diag()).abs().max() < 1e-4
+    torch.testing.assert_close(result, (u * inside.diagonal()) @ v, atol=1e-4, rtol=0)
+
+
+def test_a_batch_equals_its_matrices_one_by_one() -> None:
+    batch = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(orthogonalize(batch), torch.cat([orthogonalize(m[None]) for m in batch]))
+
+
+def test_a_zero_gradient_does_no_harm() -> None:
+    assert orthogonalize(torch.zeros(1, 4, 4)).isfinite().all()
+
+
+def test_muon_refuses_vectors() -> None:
+    with pytest.raises(ValueError, match="takes matrices"):
+        Muon([nn.Parameter(torch.zeros(3))], lr=0.1)
+
+
+def gpt(preset: str, tied: bool) -> nn.Module:
+    from bedplate.models.gpt import GPT, GPTConfig
+
+    config = GPTConfig.from_preset(
+        preset,
+        vocab_size=20,
+        max_position_embeddings=8,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    return GPT(config)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_parameter_has_one_optimizer_and_muon_the_matrices_of_blocks(preset: str, tied: bool) -> None:
+    module = gpt(preset, tied)
+    adamw, muon = make_optimizers(module, OptimizerRecipe(), torch.float32)
+    of = {id(p): o for o in (adamw, muon) for group in o.param_groups for p in group["params"]}
+    assert of.keys() == {id(p) for p in module.parameters()}
+    assert sum(len(group["params"]) for o in (adamw, muon) for group in o.param_groups) == len(of)
+    for name, parameter in module.named_parameters():
+        assert (of[id(parameter)] is muon) == ("blocks" in name and parameter.dim() == 2), name
+    for group in adamw.param_groups:
+        assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_adamw_alone_covers_everything() -> None:
+    module = gpt("qwen3", True)
+    (adamw,) = make_optimizers(module, OptimizerRecipe(name="adamw"), torch.float32)
+    assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(module.parameters()))
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(None, 4.0), (10.0, 4.0), (1.0, 1.0)])
+def test_gradients_are_divided_then_clipped(clip: float | None, expected: float) -> None:
+    params: list[Tensor] = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))]
+    for param in params:
+        param.grad = torch.full_like(param, 8.0)
+    before = copy.deepcopy([p.grad for p in params])
+    norm = finish_gradients(params, torch.tensor(40**0.5 * 64**0.5 * 5**-0.5 / 64**0.5 * 8**0.5 / 4), clip)
+    weight = before[0][0].item() * 5**0.5 / norm.item()
+    assert norm.item() == pytest.approx(8 * 5**0.5 / weight)
+    total = torch.cat([p.grad for p in params if p.grad is not None]).norm().item()
+    assert total == pytest.approx(min(norm.item(), clip or norm.item()), rel=1e-4)
+    assert expected
