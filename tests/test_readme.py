@@ -1,0 +1,96 @@
+"""The README's commands, run as they stand in an empty folder; only sizes are made small."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bedplate.api import quickstart
+from bedplate.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model.hidden_size=32",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "tokenizer.vocab_size=300",
+    "train.steps=3",
+    "train.batch_size=4",
+    "train.sequence_length=32",
+    "train.threads=1",
+    "train.precision=fp32",
+    "evaluate.batches=1",
+    "evaluate.sample_tokens=4",
+    "checkpoint.every=2",
+]
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
+    return [text for tag, text in fenced if tag == language]
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("bedplate ")]
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user stands: the recipes, a few books of their own, and no cache yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BEDPLATE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(quickstart, "SOURCE", "rotten_tomatoes")  # 1 MB instead of 33
+    shutil.copytree(ROOT / "recipes", "recipes")
+    Path("my-books").mkdir()
+    for i in range(3):
+        story = "\n".join(f"On day {day} of book {i} it was {'sunny' if day % 3 else 'dark'}." for day in range(200))
+        Path(f"my-books/book-{i}.txt").write_text(story, "utf-8")
+    Path("other-book.txt").write_text("It was a long day, and then it was dark.\n" * 600, "utf-8")
+    shutil.copy("other-book.txt", "my-text.txt")
+    return tmp_path
+
+
+def run(line: str) -> str:
+    arguments = shlex.split(line)[1:]
+    if arguments[0] in ("pretrain", "quickstart"):
+        arguments += SMALL
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, (line, result.output)
+    return result.stdout
+
+
+def test_the_commands_for_your_own_text_run_in_their_order(empty_folder: Path) -> None:
+    lines = commands()
+    assert len(lines) == 5, "the README's list has changed: look whether this test still runs all of it"
+    for line in lines:
+        out = run(line)
+        if "--dry-run" in line:
+            assert "Parameters" in out and not Path("runs").exists()
+        if line.startswith("bedplate generate"):
+            assert out.startswith("It was")
+        if line.startswith("bedplate evaluate"):
+            assert re.search(r"bits_per_byte: \d", out)
+
+
+def test_quickstart_then_the_python_example(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("bedplate quickstart")
+    assert "quickstart/model" in out and Path("quickstart/report.html").exists()
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    overrides = ", ".join(repr(override) for override in SMALL)
+    example = example.replace('"train.steps=200"', overrides)
+    exec(compile(example, "README.md", "exec"), {})
+    assert "bits per byte" in capsys.readouterr().out
+    assert Path("runs/mine/model/model.safetensors").exists()
+
+
+def test_the_plain_pip_lines_are_what_make_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8").replace("$(VENV)", ".venv").replace("$(PYTHON)", "python3")
+    plain = [line for block in blocks("") for line in block.splitlines() if ".venv" in line]
+    assert len(plain) == 6
+    for line in plain:
+        assert f"\t{line}\n" in makefile, line
