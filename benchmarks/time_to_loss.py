@@ -29,7 +29,6 @@ from bedplate.api.tokenizer import tokenizer as train_tokenizer
 from bedplate.data.loader import EvalLoader, TextLoader
 from bedplate.data.text import prepare
 from bedplate.data.tokenizer import load_tokenizer
-from bedplate.models.gpt import GPT
 from bedplate.recipe.schema import TrainRecipe
 from bedplate.tasks.language import Language
 from bedplate.train.hardware import choose_hardware

@@ -40,7 +40,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(corpus: Path) -> TinyRecipe:
-    """`tiny_recipe(out, *overrides)`: 2 layers of width 32, rows of 32 tokens, fp32, one thread; 20 steps in seconds."""
+    """`tiny_recipe(out, *overrides)`: 2 layers of width 32, rows of 32 tokens, fp32, one thread; 20 steps."""
     values = {
         "model": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
         "tokenizer": {"vocab_size": 300},

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -31,17 +30,12 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> object:
     return caught.value.code
 
 
-def test_help_is_quick_and_loads_no_torch() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert "doctor" in run("--help").stdout
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.7
-    loaded = (
-        "import sys, bedplate.cli.main; print(sorted({'torch', 'numpy', 'pyarrow', 'tokenizers'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout.strip() == "[]"
+def test_help_loads_no_torch() -> None:
+    heavy = {"torch", "numpy", "pyarrow", "tokenizers", "pydantic"}
+    code = f"import atexit, sys; atexit.register(lambda: print({heavy} & set(sys.modules), file=sys.stderr))"
+    code += "; sys.argv = ['bedplate', '--help']; from bedplate.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0 and "doctor" in result.stdout and result.stderr == "set()\n"
 
 
 def test_every_command_shows_an_example() -> None:

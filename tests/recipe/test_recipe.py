@@ -68,7 +68,10 @@ def test_a_missing_key_is_named(key: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["train.batch_size=8", "train.micro_batch_size=3"], "batch_size=8 is not a multiple of train.micro_batch_size=3"),
+        (
+            ["train.batch_size=8", "train.micro_batch_size=3"],
+            "batch_size=8 is not a multiple of train.micro_batch_size=3",
+        ),
         (["model.max_position_embeddings=8"], "max_position_embeddings=8 is shorter than train.sequence_length=256"),
         (["data.path=[a, b]", "data.weights=[1]"], "data.weights has 1 entries for 2 paths"),
         (["data.path=[]"], "data.path names no file"),
@@ -88,7 +91,7 @@ def test_several_faults_are_counted() -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no.yaml: no such recipe"):
+    with pytest.raises(InputError, match=r"no\.yaml: no such recipe"):
         read_recipe(tmp_path / "no.yaml")
 
 
@@ -112,7 +115,14 @@ def test_a_file_that_is_no_recipe_is_told_by_file_and_line(tmp_path: Path, conte
 
 
 def test_overrides_change_values_of_any_type_and_later_ones_win() -> None:
-    overrides = "seed=1 seed=2 train.compile=true data.path=[a,b] model.head_dim=16 optimizer.clip_norm=null".split()
+    overrides = [
+        "seed=1",
+        "seed=2",
+        "train.compile=true",
+        "data.path=[a,b]",
+        "model.head_dim=16",
+        "optimizer.clip_norm=null",
+    ]
     recipe = read_recipe({**LEAST, "model": {"head_dim": 8}}, overrides)
     assert (recipe.seed, recipe.train.compile, recipe.model.head_dim) == (2, True, 16)
     assert recipe.data.path == ["a", "b"] and recipe.optimizer.clip_norm is None

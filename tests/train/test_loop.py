@@ -124,7 +124,9 @@ def spoil(task: Any, step: int, how: str) -> None:
     task.loss = spoilt
 
 
-@pytest.mark.parametrize(("how", "message"), [("loss", "the loss became nan"), ("gradient", "the gradient norm became")])
+@pytest.mark.parametrize(
+    ("how", "message"), [("loss", "the loss became nan"), ("gradient", "the gradient norm became")]
+)
 def test_a_spoilt_step_stops_the_run_and_names_the_last_good_checkpoint(
     make_trainer: Any, how: str, message: str
 ) -> None:
@@ -148,7 +150,7 @@ def test_weights_that_a_last_update_spoilt_are_not_kept(make_trainer: Any) -> No
 
 def test_an_absurd_learning_rate_leaves_finite_checkpoints(tmp_path: Path, tiny_recipe: Any) -> None:
     rates = ("optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=1e30", "checkpoint.every=1")
-    with pytest.raises(InputError, match="lower optimizer.learning_rate"):
+    with pytest.raises(InputError, match=r"lower optimizer\.learning_rate"):
         bedplate.pretrain(tiny_recipe(tmp_path / "run", *rates))
     for file in (tmp_path / "run").rglob("model.safetensors"):
         assert all(value.isfinite().all() for value in load_file(file).values())

@@ -1,4 +1,4 @@
-"""Stopping and going on: at whatever moment a run ends, the resumed one ends equal to the undisturbed one, to the bit."""
+"""Stopping and going on: whenever a run is stopped, the resumed one ends equal to the undisturbed one, to the bit."""
 
 import json
 import multiprocessing

@@ -1,5 +1,7 @@
 """Schedules, as properties over all of them."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,8 +27,8 @@ def test_rises_then_never_rises_again_and_is_never_zero(schedule: ScheduleRecipe
     values = factors(schedule, steps)
     assert all(0 < value <= 1 for value in values)
     top = round(schedule.warmup * steps)
-    assert all(a < b for a, b in zip(values[:top], values[1:top], strict=False))
-    assert all(a >= b for a, b in zip(values[top:], values[top + 1 :], strict=False))
+    assert all(a < b for a, b in pairwise(values[:top]))
+    assert all(a >= b for a, b in pairwise(values[top:]))
     if top < steps:
         assert values[top] == pytest.approx(1)
 

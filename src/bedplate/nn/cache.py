@@ -12,7 +12,8 @@ from bedplate.nn.span import Span
 class Cache:
     """Preallocated keys and values for rows of at most `capacity` tokens.
 
-    A decoded token is written in place, so a step costs one token and not a copy of the past.
+    A decoded token is written in place, so a step costs one token, not a copy of the past. No gradient
+    flows through it.
 
     Shapes: keys and values `(B, H, capacity, Dh)` a layer, allocated at the first write, which tells dtype and device.
     """

@@ -20,8 +20,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, grad_enabled: bool) -> Tensor:
+        needs_grad = grad_enabled and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         low = hidden.dtype
@@ -56,10 +56,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         (grad,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 512) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: 
         rows: rows whose logits are held at one time.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, rows), (targets != IGNORE).sum()
+    total = _LinearCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled())
+    return total, (targets != IGNORE).sum()
 
 
 def cross_entropy_by_token(logits: Tensor, targets: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def _llama3(config: RopeConfig, inv: Tensor) -> Tensor:
 
 
 def _yarn(config: RopeConfig, inv: Tensor, head_dim: int) -> tuple[Tensor, float]:
-    """YaRN (arXiv 2309.00071): as llama3, but the blend is linear in the dimension's index, and attention is sharpened."""
+    """YaRN (arXiv 2309.00071): as llama3, but the blend is linear in the dimension, and attention is sharpened."""
     base, context = config.rope_theta, config.original_max_position_embeddings
 
     def dimension(
@@ -104,13 +104,17 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _swap_halves(x).mul_(sin).addcmul_(x, cos)
+        return _rotated(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         cos, sin = ctx.saved_tensors
         return _swap_halves(grad).mul_(sin).neg_().addcmul_(grad, cos), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _swap_halves(x).mul_(sin).addcmul_(x, cos)
 
 
 def _swap_halves(x: Tensor) -> Tensor:
@@ -120,4 +124,5 @@ def _swap_halves(x: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate `x (B, N, H, Dh)`; dimension i is paired with i + Dh / 2, as in Hugging Face's checkpoints."""
-    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _rotated(x, cos, sin)

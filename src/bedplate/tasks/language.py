@@ -60,7 +60,7 @@ class Language:
         }
 
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(nats, counted tokens, nats of text tokens, bytes of text) `(4,)` fp32 of one row: its logits alone are held."""
+        """(nats, counted tokens, nats of text tokens, bytes of text) `(4,)` of one row: only its logits are held."""
         losses = cross_entropy_by_token(self.module.head(hidden), targets)
         counted = targets >= 0
         lengths = self._byte_lengths.to(targets.device)[targets.clamp(min=0)] * counted
