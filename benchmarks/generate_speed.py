@@ -6,8 +6,9 @@ cache and with its static one, neither compiled. In fp32 all ways must give the 
 
     python benchmarks/generate_speed.py [--precision fp32] [--threads 2] [--rounds 5] [--json FILE]
 
-Read the ratios first. Tokens a second count the new tokens; reading the prompt is within their time. At batch 1 a token
-costs one pass over the weights (498 MB in fp32), so memory bandwidth bounds all ways alike, and what differs is the rest.
+Read the ratios first. Tokens a second count the new tokens; reading the prompt is within their time. At batch 1 a
+token costs one pass over the weights (498 MB in fp32, half of that in bf16), so memory bandwidth bounds all ways alike,
+and what differs is the rest. Where a machine is busy with other work, measure `--threads 1 --clock cpu`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the speed comparisons share: which precisions run here, rounds that interleave the ways, the table and the ratios."""
+"""What the speed comparisons share: which precisions run here, interleaved rounds, the table and the ratios.
+
+Not a script: `train_speed.py` and `generate_speed.py` import it.
+"""
 
 from __future__ import annotations
 

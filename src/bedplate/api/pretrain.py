@@ -77,7 +77,9 @@ class _Pretraining:
     def run(self) -> dict[str, Any]:
         with RunLog(self.out, self.recipe.log, self.recipe.train.steps) as log:
             log.say(f"Training on {self.hardware}.")
+            log.say(f"Tokenizer: {self.recipe.tokenizer.path or 'training one on the text'}.")
             self.tokenizer = self._timed("tokenizer", self._tokenizer)
+            log.say(f"Text: tokenising {', '.join(self.recipe.data.path)}, or finding it done.")
             self.data = self._timed("data", self._data)
             self._check_same_data()
             self.module = self._module()

@@ -69,9 +69,10 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.head_dim)))
-        k = self.k_norm(self.k_proj(x).unflatten(-1, (-1, self.head_dim)))
-        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        heads = *x.shape[:2], -1, self.head_dim
+        q = self.q_norm(self.q_proj(x).view(heads))
+        k = self.k_norm(self.k_proj(x).view(heads))
+        v = self.v_proj(x).view(heads)
         if ctx.rotary is not None:
             q, k = rotate(q, *ctx.rotary), rotate(k, *ctx.rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
