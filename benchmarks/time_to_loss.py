@@ -205,8 +205,8 @@ def main() -> None:
     ratio = ours["seconds"] / best["seconds"]
     reached = ours["bits_per_byte"] <= best["bits_per_byte"]
     print(
-        f"peer's best {best['bits_per_byte']:.4f} after {best['seconds']:.0f} s; ours {ours['bits_per_byte']:.4f} after "
-        f"{ours['seconds']:.0f} s: {'reached' if reached else 'NOT reached'} in {ratio:.0%} of its time"
+        f"peer's best {best['bits_per_byte']:.4f} after {best['seconds']:.0f} s; "
+        f"ours {ours['bits_per_byte']:.4f} after {ours['seconds']:.0f} s: {'reached' if reached else 'NOT reached'} in {ratio:.0%} of its time"
     )
     if args.json:
         Path(args.json).write_text(json.dumps({"peers": peers, "ours": ours, "ratio": ratio}, indent=2), "utf-8")

@@ -105,11 +105,6 @@ def test_long_runs_show_the_first_and_the_last_samples(record: dict) -> None:
     assert page.count('class="sample"') == 8 and "step 0<" in page and "step 290<" in page
 
 
-def test_the_prompt_is_not_written_twice() -> None:
-    assert "<b>Once</b> upon" in samples([(1, "Once", "Once upon")])
-    assert "<b>Once</b> upon" in samples([(1, "Once", " upon")])
-
-
 @pytest.mark.parametrize(
     "block",
     [

@@ -61,7 +61,9 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         recipe = read_recipe({**base, "train": train, "evaluate": {"metric": "loss"}}, overrides)
         recipe.out.mkdir(exist_ok=True)
         task = Line(val)
-        data = Data(lambda first, stop: map(line_batch, range(first, stop)), (lambda: ()) if val else None)
+        data = Data(
+            lambda first, stop: (line_batch(step) for step in range(first, stop)), (lambda: ()) if val else None
+        )
         saved: list[dict[str, Tensor]] = []
 
         def save() -> None:

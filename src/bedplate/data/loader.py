@@ -1,7 +1,7 @@
 """Batches from token streams, in an order that is a pure function of (seed, step): resuming needs the step alone."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -176,7 +176,7 @@ class EvalLoader:
         return _collate(rows)
 
 
-def prefetch(loader: Loader, start_step: int, stop_step: int) -> Iterator[Batch]:
+def prefetch(loader: Loader, start_step: int, stop_step: int) -> Generator[Batch]:
     """Yield the batches of steps [start_step, stop_step), made by a background thread that keeps two ready.
 
     What the loader raises comes out here; closing the iterator ends the thread.

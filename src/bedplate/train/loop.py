@@ -6,8 +6,8 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from bedplate.train.schedule import learning_rate_factor
 class Data:
     """The loop's batches: `train(first, stop)` yields those of steps first .. stop - 1, `val()` the held-out ones."""
 
-    train: Callable[[int, int], Iterable[Batch]]
+    train: Callable[[int, int], Generator[Batch]]
     val: Callable[[], Iterable[Batch]] | None
 
 
@@ -91,8 +91,7 @@ class Trainer:
         wrap(self.module, recipe.train)
         self._peak = matmul_ceiling(self.hardware)
         steps = recipe.train.steps
-        batches = self.data.train(self.step, steps)
-        with stop_signals() as stopped:
+        with stop_signals() as stopped, closing(self.data.train(self.step, steps)) as batches:
             if self.step == 0:
                 self._evaluate()
             self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
