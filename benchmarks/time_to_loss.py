@@ -203,11 +203,9 @@ def main() -> None:
         best = min(peers, key=lambda peer: peer["bits_per_byte"])
         ours = train_ours(args, folder, args.share * best["seconds"])
     ratio = ours["seconds"] / best["seconds"]
-    reached = ours["bits_per_byte"] <= best["bits_per_byte"]
-    print(
-        f"peer's best {best['bits_per_byte']:.4f} after {best['seconds']:.0f} s; "
-        f"ours {ours['bits_per_byte']:.4f} after {ours['seconds']:.0f} s: {'reached' if reached else 'NOT reached'} in {ratio:.0%} of its time"
-    )
+    verdict = "reached" if ours["bits_per_byte"] <= best["bits_per_byte"] else "NOT reached"
+    print(f"peer's best: {best['bits_per_byte']:.4f} bits/byte after {best['seconds']:.0f} s")
+    print(f"ours: {ours['bits_per_byte']:.4f} after {ours['seconds']:.0f} s, {verdict} in {ratio:.0%} of its time")
     if args.json:
         Path(args.json).write_text(json.dumps({"peers": peers, "ours": ours, "ratio": ratio}, indent=2), "utf-8")
 
