@@ -74,14 +74,6 @@ def test_more_threads_than_cores_is_a_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "cores"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None)]
-)
-def test_the_quota_of_a_container(monkeypatch: pytest.MonkeyPatch, file: str, cores: int | None) -> None:
-    monkeypatch.setattr(room, "_cgroup", lambda name: file)
-    assert room._quota() == cores
-
-
-@pytest.mark.parametrize(
     ("memory", "ok"), [((8e9, 1e9), False), ((8e9, 6e9), True), ((8e9, None), True), ((None, None), True)]
 )
 def test_memory(monkeypatch: pytest.MonkeyPatch, memory: tuple, ok: bool) -> None:

@@ -1,5 +1,8 @@
 """Device, precision and threads: chosen, and said why."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,3 +61,13 @@ def test_the_ceiling_is_measured_in_no_time_on_slow_hardware() -> None:
         patch.setattr(torch, "randn", recorded)
         matmul_ceiling(chosen, seconds=1e-9)  # the first product already takes longer
     assert set(sizes) == {256}
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("250000 100000", 2), ("50000 100000", 1), ("max 100000", 8)])
+def test_the_quota_of_a_container_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    monkeypatch.setattr(room, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert room.available_cores() == cores

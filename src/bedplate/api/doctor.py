@@ -120,7 +120,7 @@ def _hardware() -> list[Check]:
 
     device = choose_device("auto")
     precision = "bf16 in hardware" if multiplies_bf16(device) else "fp32 (no bf16 in hardware)"
-    cores = min(available_cores(), _quota() or sys.maxsize)
+    cores = available_cores()
     return [_device(device), _check("precision", precision), _threads(torch.get_num_threads(), cores)]
 
 
@@ -144,12 +144,6 @@ def _device(device: "torch.device") -> Check:
             "device", f"{value} fails: {error}", False, "Install a torch build and a driver that fit the device."
         )
     return _check("device", value)
-
-
-def _quota() -> int | None:
-    """The cores that a container may use, where it is limited to fewer than it sees."""
-    quota, _, period = _cgroup("cpu.max").partition(" ")
-    return max(1, int(quota) // int(period)) if quota.isdigit() else None
 
 
 def _cgroup(name: str) -> str:

@@ -134,6 +134,9 @@ class _Pretraining:
         """A run is resumed with the network, data and tokenizer that it began with; the rest may change."""
         path = self.out / "recipe.yaml"
         if not path.exists():
+            others = [p.name for p in self.out.glob("*") if p.name not in ("tokenizer", "environment.json")]
+            if others and not all(name.startswith(".") for name in others):
+                raise InputError(f"{self.out}: no run to resume, and the folder is not empty; give another `out`")
             return  # killed before its first step, or never started: begin
         before, now = _settled(read_recipe(path)), _settled(self.recipe)
         for key in now:

@@ -16,7 +16,7 @@ from bedplate.errors import InputError
 RECIPE: dict[str, Any] = {
     "model": {"preset": "qwen3", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
     "tokenizer": {"vocab_size": 4096},
-    "data": {"isolate_documents": False, "val_fraction": 0.01, "workers": 2},
+    "data": {"isolate_documents": False, "val_fraction": 0.01},
     "train": {"steps": 300, "batch_size": 8, "sequence_length": 256},
     "optimizer": {"learning_rate": 0.01},
     "evaluate": {"every": 50, "batches": 16, "prompts": ["This film is", "I watched it because"]},

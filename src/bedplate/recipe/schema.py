@@ -141,7 +141,7 @@ class TrainRecipe(Strict):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the first GPU, else the CPU"""
     threads: Positive | None = None
-    """CPU threads (default: the cores that this process may use)"""
+    """CPU threads (default: OMP_NUM_THREADS, else the cores that this process may use)"""
     compile: bool = False
     """torch.compile: faster steps after a minute of compiling; needs a C++ compiler on the CPU"""
     activation_checkpointing: bool = False

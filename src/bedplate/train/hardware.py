@@ -6,11 +6,15 @@ import os
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from bedplate.errors import InputError
 from bedplate.recipe.schema import TrainRecipe
+
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ def choose_hardware(recipe: TrainRecipe) -> Hardware:
     Raises:
         InputError: a device that this machine does not have.
     """
-    threads = recipe.threads or available_cores()
+    asked = "OMP_NUM_THREADS" in os.environ  # PyTorch has followed it already
+    threads = recipe.threads or (torch.get_num_threads() if asked else available_cores())
     torch.set_num_threads(threads)
     device = choose_device(recipe.device)
     if recipe.precision != "auto":
@@ -70,10 +75,10 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPU cores that this process may use: those of its affinity, and no more than its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = CPU_MAX.read_text("utf-8").strip().partition(" ") if CPU_MAX.is_file() else ("max", "", "")
+    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
 
 
 def matmul_ceiling(hardware: Hardware, largest: int = 8192, seconds: float = 0.03, repeats: int = 3) -> float:

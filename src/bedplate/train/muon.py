@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
     (`torch.optim.Muon` always uses bf16, which such a CPU emulates some hundred times slower).
 
     Args:
-        learning_rate: step size; scaled by sqrt(max(1, rows / columns)) for each matrix.
+        lr: step size; scaled by sqrt(max(1, rows / columns)) for each matrix.
         dtype: dtype of the orthogonalisation.
     """
 
