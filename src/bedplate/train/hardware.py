@@ -13,7 +13,6 @@ import torch
 from bedplate.errors import InputError
 from bedplate.recipe.schema import TrainRecipe
 
-
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
