@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import bedplate
+from bedplate.api.folders import only_one
 from bedplate.errors import InputError
 from bedplate.recipe import read_recipe
 from bedplate.train.checkpoint import Checkpoints
@@ -125,3 +126,16 @@ def test_an_output_folder_that_cannot_be_made(tmp_path: Path, tiny_recipe: Any) 
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"run: cannot be made \(Not a directory\); give another `out`"):
         bedplate.pretrain(tiny_recipe(tmp_path / "file" / "run", "train.steps=1"))
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, tiny_recipe: Any) -> None:
+    recipe = tiny_recipe(tmp_path / "run", "train.steps=1")
+    recipe.out.mkdir()
+    with only_one(recipe.out), pytest.raises(InputError, match="another process trains here"):
+        bedplate.pretrain(recipe, resume=True)
+
+
+def test_the_card_does_not_tell_where_its_owner_keeps_files(tiny_run: Path) -> None:
+    card = (tiny_run / "model" / "README.md").read_text("utf-8")
+    assert [line for line in card.splitlines() if str(tiny_run.parent) in line] == []
+    assert Path(read_recipe(tiny_run / "recipe.yaml").data.path[0]).name in card

@@ -42,7 +42,7 @@ def test_a_full_record() -> None:
     for part in (
         "# reviews\n",
         "A qwen3-shaped language model of 1,234,567 parameters, made with bedplate.",
-        "- `reviews/*.txt`: train 9,000 documents, 2,000,000 tokens; val 90 documents, 20,000 tokens",
+        "- train 9,000 documents, 2,000,000 tokens; val 90 documents, 20,000 tokens",
         "| bits_per_byte | 1.235 | 1.2 to 1.3 | 4,096 |",
         "| loss | 2.5 |  |  |",
         "Hardware: cpu, 2 threads, fp32.",

@@ -214,7 +214,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_zoo(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="zoo:small: no zoo is installed; pip install bedplate-zoo"):
+    with pytest.raises(InputError, match="zoo:small: no zoo of shipped models is installed"):
         load("zoo:small")
     package = tmp_path / "site" / "bedplate_zoo"
     package.mkdir(parents=True)

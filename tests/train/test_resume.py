@@ -95,7 +95,9 @@ def test_other_data_is_not_resumed(tiny_run: Path, tiny_recipe: Any, tmp_path: P
     other = tmp_path / "other.jsonl"
     other.write_text("".join(corpus.read_text("utf-8").splitlines(keepends=True)[:300]), "utf-8")
     with pytest.raises(InputError, match="the run began with other data"):
-        bedplate.pretrain(tiny_recipe(tiny_run, "train.steps=40", f"data.path={other}"), resume=True)
+        bedplate.pretrain(
+            tiny_recipe(tiny_run, "train.steps=40", "train.batch_size=16", f"data.path={other}"), resume=True
+        )
 
 
 def test_the_same_data_elsewhere_is_resumed(tmp_path: Path, tiny_recipe: Any, corpus: Path) -> None:

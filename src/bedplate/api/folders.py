@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bedplate.errors import InputError
@@ -28,3 +31,30 @@ def check_disk(folder: Path, needed: int) -> None:
             f"{folder}: {needed / 1e6:,.0f} MB are needed for checkpoints and {free / 1e6:,.0f} MB are free; "
             "free some space or give an `out` on another disk"
         )
+
+
+def make_folder(folder: Path) -> None:
+    """Make an output folder; one that cannot be made is an InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another `out`") from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Lock a run directory, so that no second process trains in it; the system frees it when its holder dies."""
+    if sys.platform == "win32":  # which has no such lock
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process trains here; wait for it or give another `out`") from None
+        yield
+    finally:
+        os.close(descriptor)

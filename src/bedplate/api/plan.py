@@ -7,9 +7,12 @@ from typing import Any
 import torch
 
 from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
+from bedplate.errors import InputError
+from bedplate.hub.config import config_to_hf
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.nn.rotary import RopeConfig
 from bedplate.recipe import Recipe
+from bedplate.tasks.language import Language
 from bedplate.train.hardware import choose_hardware
 
 
@@ -26,6 +29,13 @@ def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
     )
 
 
+def check_metric(recipe: Recipe) -> None:
+    """Raise InputError if the task does not measure `evaluate.metric`."""
+    if recipe.evaluate.metric not in Language.metrics:
+        measured = ", ".join(Language.metrics)
+        raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
+
+
 def plan(recipe: Recipe) -> dict[str, Any]:
     """{"recipe", "hardware", "parameters", "tokens_per_step", "tokens", "flops", "memory"}; memory in bytes by part.
 
@@ -33,8 +43,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """
     hardware, given = choose_hardware(recipe.train), recipe.tokenizer.path
     vocab_size = recipe.tokenizer.vocab_size if given is None else vocabulary_size(load_tokenizer(given))
+    check_metric(recipe)
+    config = gpt_config(recipe, vocab_size)
+    config_to_hf(config)  # refuses what no model directory could hold
     with torch.device("meta"):
-        module = GPT(gpt_config(recipe, vocab_size))
+        module = GPT(config)
     train = recipe.train
     parameters = sum(p.numel() for p in module.parameters())
     in_blocks = sum(p.numel() for p in module.trunk.blocks.parameters() if p.dim() == 2)

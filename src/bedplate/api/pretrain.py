@@ -11,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
-from bedplate.api.folders import cache_folder, check_disk, refuse_existing
-from bedplate.api.plan import gpt_config, plan
+from bedplate.api.folders import cache_folder, check_disk, make_folder, only_one, refuse_existing
+from bedplate.api.plan import check_metric, gpt_config, plan
 from bedplate.api.record import environment, write_report
 from bedplate.api.tokenizer import train_on_text
 from bedplate.data.loader import EvalLoader, TextLoader, prefetch
@@ -66,9 +67,7 @@ class _Pretraining:
         self.recipe, self.out, self.resume, self.command = recipe, recipe.out, resume, command
         self.timings: dict[str, float] = {}
         self.hardware = choose_hardware(recipe.train)
-        if recipe.evaluate.metric not in Language.metrics:
-            measured = ", ".join(Language.metrics)
-            raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
+        check_metric(recipe)
         if resume:
             self._check_same_run()
         else:
@@ -87,15 +86,22 @@ class _Pretraining:
             log.say(f"{_parameters(self.module):,} parameters, {tokens:,} tokens of text to read from.")
             trainer = self._trainer(log)
             check_disk(self.out, self._bytes_to_write())
-            self._open_folder()  # last of all: a recipe that cannot run leaves no folder behind
-            if self.resume:
-                trainer.resume()
-                log.say(f"Going on from step {trainer.step} of {self.recipe.train.steps}.")
-            self._train(trainer)
+            make_folder(self.out)  # last of all: a recipe that cannot run leaves no folder behind
+            with only_one(self.out):
+                self._open_folder()
+                self._train(trainer, log)
         return self._result()
 
-    def _train(self, trainer: Trainer) -> None:
-        """Train, and leave a report however that ends."""
+    def _train(self, trainer: Trainer, log: RunLog) -> None:
+        """Train from the start or the newest checkpoint, and leave a report however that ends."""
+        if self.resume:
+            trainer.resume()
+            if trainer.step > self.recipe.train.steps:
+                raise InputError(
+                    f"{self.out}: the run is at step {trainer.step}, past train.steps={self.recipe.train.steps}; "
+                    "give more steps"
+                )
+            log.say(f"Going on from step {trainer.step} of {self.recipe.train.steps}.")
         try:
             try:
                 self._timed("training", trainer.run)
@@ -103,6 +109,11 @@ class _Pretraining:
                 write_report(self.out, self._record(), self.timings)
         except Interrupted as stop:
             raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory on {self.hardware.device}: lower train.micro_batch_size, or set "
+                "train.activation_checkpointing=true"
+            ) from error
         except OSError as error:
             if not is_full(error):
                 raise
@@ -110,11 +121,7 @@ class _Pretraining:
             raise InputError(f"{self.out}: no space left on the disk; every checkpoint is whole; {go_on}") from error
 
     def _open_folder(self) -> None:
-        """Create the run directory with what is known before the first step."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.out}: cannot be made ({error.strerror}); give another `out`") from error
+        """Write what is known before the first step."""
         kept, partial = self.out / "tokenizer", self.out / ".tokenizer.partial"
         if not kept.exists():
             save_tokenizer(self.tokenizer, partial, self.recipe.train.sequence_length)
@@ -209,17 +216,17 @@ class _Pretraining:
         held_out = self.data[0].val
         val = None
         if held_out is not None:
-            rows = train.micro_batch_size or train.batch_size
-            val = EvalLoader(
-                held_out, train.sequence_length, rows, recipe.evaluate.batches, recipe.data.isolate_documents
-            )
+            rows, batches = train.micro_batch_size or train.batch_size, recipe.evaluate.batches
+            if batches is not None:
+                batches = batches * train.batch_size // rows
+            val = EvalLoader(held_out, train.sequence_length, rows, batches, recipe.data.isolate_documents)
         data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
         return Trainer(recipe, task, data, self.hardware, self.out, self._save_model, log)
 
     def _save_model(self) -> None:
         for leftover in self.out.glob(".model.*"):  # of a run that was killed while it wrote its model
             shutil.rmtree(leftover)
-        card = model_card(self._record())
+        card = model_card(_without_paths(self._record()))
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
 
     def _record(self) -> dict[str, Any]:
@@ -243,7 +250,7 @@ class _Pretraining:
         best = min(rows, key=lambda row: row[f"val_{self.recipe.evaluate.metric}"])
         names = [key.removeprefix("val_") for key in best if key.startswith("val_") and f"{key}_low" in best]
         return {
-            name: {"value": best[f"val_{name}"], "low": best[f"val_{name}_low"], "high": best[f"val_{name}_high"]}
+            name: {"value": best[f"val_{name}"]} | {key: best[f"val_{name}_{key}"] for key in ("low", "high", "n")}
             for name in names
         }
 
@@ -260,7 +267,7 @@ class _Pretraining:
 
 
 def _settled(recipe: Recipe) -> dict[str, Any]:
-    """What a run keeps to its end: the network, what the checkpoints hold, and what "best" means."""
+    """What a run keeps to its end: the network, what checkpoints hold, the order of the data, and what "best" means."""
     return {
         "task": recipe.task,
         "seed": recipe.seed,
@@ -269,7 +276,20 @@ def _settled(recipe: Recipe) -> dict[str, Any]:
         "optimizer.name": recipe.optimizer.name,
         "train.ema": recipe.train.ema,
         "evaluate.metric": recipe.evaluate.metric,
+        "train.batch_size": recipe.train.batch_size,
+        "train.sequence_length": recipe.train.sequence_length,
+        "data.isolate_documents": recipe.data.isolate_documents,
+        "data.weights": recipe.data.weights,
     }
+
+
+def _without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """A record for others to read: a model is given away, and where its owner keeps files is not part of it."""
+    recipe = {key: dict(value) if isinstance(value, dict) else value for key, value in record["recipe"].items()}
+    for section, key in (("data", "path"), ("data", "val_path"), ("tokenizer", "path"), ("data", "cache")):
+        value = recipe[section][key]
+        recipe[section][key] = [Path(each).name for each in value] if isinstance(value, list) else value and "..."
+    return record | {"recipe": recipe | {"out": record["name"]}, "command": "bedplate pretrain recipe.yaml"}
 
 
 def _parameters(module: GPT) -> int:

@@ -101,7 +101,7 @@ def _jsonl_rows(stream: BinaryIO, source: str, column: str) -> Rows:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{source}:{number}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
             raise InputError(

@@ -61,8 +61,8 @@ def prepare(
     A document goes to validation when the hash of its first piece, as a fraction of all hashes, is below
     `val_fraction`: duplicates land on one side, and neither order nor neighbours matter. If that takes no document, the
     one of smallest hash goes. A source of one lone .txt is split by runs of whole lines of about 4 KiB instead
-    (`meta["split"] == "pieces"`, each run a document of its own). A special token that the text spells out is read as
-    one, as the tokenizer does everywhere else.
+    (`meta["split"] == "pieces"`, each run a document of its own). A special token that the text spells out stays
+    text.
 
     Args:
         path: Training text, as `sources.documents` takes it.
@@ -82,8 +82,14 @@ def prepare(
         raise InputError(f"val_fraction {val_fraction} is not in [0, 1): give the share of documents for validation")
     if workers < 1:
         raise InputError(f"workers {workers} is not a number of processes: give 1 or more")
+    if workers > 1 and multiprocessing.parent_process() is not None:
+        # A worker has run the user's script again, whose call would wait for the lock that its parent holds.
+        raise InputError("workers > 1 in a script: put the call under `if __name__ == '__main__':`, or use workers=1")
     cache_dir = Path(cache_dir)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{cache_dir}: cannot be made ({error.strerror}); give another cache folder") from error
     fingerprint = _fingerprint(path, val_path, tokenizer, column, val_fraction, cache_dir)
     target = cache_dir / fingerprint
     with _locked(cache_dir / f"{fingerprint}.lock"):

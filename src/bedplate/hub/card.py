@@ -74,8 +74,7 @@ def _data(data: str | Sequence[Mapping[str, Any]]) -> str:
             for split in ("train", "val")
             if meta.get(split)
         ]
-        source = (meta.get("sources") or {}).get("path")
-        lines.append("- " + ": ".join(filter(None, (source and f"`{source}`", "; ".join(splits)))))
+        lines.append("- " + "; ".join(splits))
     return "\n".join(lines)
 
 

@@ -62,7 +62,9 @@ def _from_zoo(source: str) -> Path:
     try:
         root = Path(str(files(ZOO)))
     except ModuleNotFoundError as error:
-        raise InputError(f"{source}: no zoo is installed; pip install bedplate-zoo") from error
+        raise InputError(
+            f"{source}: no zoo of shipped models is installed; give the path of a model directory"
+        ) from error
     names = sorted(path.parent.name for path in root.glob("*/config.json"))
     if name not in names:
         raise InputError(f"{source}: the installed zoo has no such model; it has {', '.join(names) or 'none'}")

@@ -135,5 +135,5 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     module = load_module(directory, dtype, device)
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"
-    text = card.read_text("utf-8") if card.is_file() else ""
+    text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
     return Model(module, tokenizer, text, read_special_tokens(directory))

@@ -60,7 +60,8 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     the share is never 0 and the first index is taken, a weight of 0 is never drawn.
     """
     total = weights.cumsum(-1)
-    return torch.searchsorted(total, uniform * total[:, -1:])
+    index = torch.searchsorted(total, uniform * total[:, -1:])
+    return index.clamp(max=weights.shape[-1] - 1)  # weights that are not numbers would lead past the end
 
 
 class Sampler:

@@ -5,12 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+
+def _no_bool(value: object) -> object:
+    """YAML's yes and true are no numbers, though Python would take them for 1."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+Number = BeforeValidator(_no_bool)
+Positive = Annotated[int, Field(gt=0), Number]
+Count = Annotated[int, Field(ge=0), Number]
+Rate = Annotated[float, Field(gt=0), Number]
+Share = Annotated[float, Field(ge=0, lt=1), Number]
 
 
 class Strict(BaseModel):
@@ -156,7 +165,7 @@ class EvaluateRecipe(Strict):
     every: Positive = 100
     """steps between evaluations"""
     batches: Positive | None = 50
-    """batches of held-out text (null: all)"""
+    """held-out text, in batches of train.batch_size rows (null: all)"""
     metric: str = "bits_per_byte"
     """the metric whose best checkpoint is kept; lower is better"""
     prompts: list[str] = ["The"]

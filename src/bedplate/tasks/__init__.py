@@ -21,7 +21,7 @@ class Task(Protocol):
         """The network that is trained."""
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """{name: (sum over the batch, weight)}; "loss" is what is minimised, the rest is logged."""
+        """{name: (sum over the batch, weight)}; "loss" is what is minimised."""
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """{metric: {"value", "low", "high", "n"}}."""

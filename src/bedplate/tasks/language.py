@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bedplate.data.tokenizer import end_of_text_id, token_byte_lengths
+from bedplate.errors import InputError
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.gpt import GPT
 from bedplate.models.sampling import generate
@@ -49,11 +50,15 @@ class Language:
         was_training = module.training
         module.eval()
         rows: list[Tensor] = []
+        device = module.embed.weight.device
         for batch in batches:
+            batch = {key: value.to(device) for key, value in batch.items()}
             hidden = module.hidden(batch["ids"], **_packing(batch))
             rows += [self._score(h, t) for h, t in zip(hidden, batch["targets"], strict=True)]
         module.train(was_training)
         nats, counted, text_nats, text_bytes = torch.stack(rows).cpu().double().numpy().T
+        if not text_bytes.sum():
+            raise InputError("the text to evaluate on is shorter than two tokens; give more text")
         return {
             "bits_per_byte": ratio_interval(text_nats / math.log(2), text_bytes),
             "loss": ratio_interval(nats, counted),

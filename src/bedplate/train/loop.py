@@ -140,7 +140,7 @@ class Trainer:
             torch._foreach_lerp_(
                 list(self.ema.values()), [p.detach() for p in self.parameters.values()], 1 - recipe.train.ema
             )
-        self._seconds += time.perf_counter() - self._started
+        self._tick()
         self._tokens += next(iter(batch.values())).numel()
         self._flops += self.task.flops(batch)
 
@@ -165,8 +165,14 @@ class Trainer:
             "or look at the data of that step"
         )
 
+    def _tick(self) -> None:
+        """Count the time since `_started` as time of training."""
+        now = time.perf_counter()
+        self._seconds, self._started = self._seconds + now - self._started, now
+
     def _log_step(self) -> None:
-        self._read_losses()
+        self._read_losses()  # a GPU still works on the steps that were launched: waiting for them is training too
+        self._tick()
         row = {
             "step": self.step,
             "loss": sum(self._losses) / len(self._losses),
@@ -184,9 +190,11 @@ class Trainer:
         """Measure held-out metrics and draw samples; save when the named metric is the best so far."""
         if self.data.val is None:
             return
+        if self.step:
+            self._read_losses()  # nothing is measured or drawn with weights that a bad loss has spoilt
+            self._tick()
         with self._averaged(), self.hardware.autocast(), torch.no_grad():
-            batches = ({k: v.to(self.hardware.device) for k, v in batch.items()} for batch in self.data.val())
-            metrics = self.task.evaluate(batches)
+            metrics = self.task.evaluate(self.data.val())
             samples = self.task.samples(seed=self.recipe.seed)
         row: dict[str, Any] = {"step": self.step}
         for name, metric in metrics.items():
@@ -194,16 +202,14 @@ class Trainer:
                 f"val_{name}": metric["value"],
                 f"val_{name}_low": metric["low"],
                 f"val_{name}_high": metric["high"],
+                f"val_{name}_n": metric["n"],
             }
         self.log.numbers(row)
         self.log.samples(self.step, samples)
         name = self.recipe.evaluate.metric
-        if name not in metrics:
-            raise InputError(
-                f"evaluate.metric={name!r} is not measured here; choose one of {', '.join(sorted(metrics))}"
-            )
-        if self.step and (self.best is None or metrics[name]["value"] < self.best["value"]):
-            self.best = {"metric": name, "value": metrics[name]["value"], "step": self.step}
+        value = metrics[name]["value"]
+        if self.step and math.isfinite(value) and (self.best is None or value < self.best["value"]):
+            self.best = {"metric": name, "value": value, "step": self.step}
             self._save()
 
     def _save(self) -> None:
