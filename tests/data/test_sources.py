@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bedplate.data import formats, sources
-from bedplate.data.sources import content_hash, cut_text, documents, kind_of
+from bedplate.data.sources import content_hash, cut_text, documents, kind_of, resolve
 from bedplate.errors import InputError
 
 from .writers import compress, encode_rows, write_jsonl, write_tar
@@ -287,3 +287,8 @@ def test_content_hash_remembers_settled_files_only(tmp_path: Path, monkeypatch: 
     (tmp_path / "hashes.json").write_text("{broken")
     monkeypatch.undo()
     assert content_hash(path, tmp_path) == settled
+
+
+def test_a_text_in_place_of_a_path() -> None:
+    with pytest.raises(InputError, match="not a path"):
+        resolve("It was a long day. " * 100)

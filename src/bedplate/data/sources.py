@@ -86,8 +86,12 @@ def resolve(path: Paths) -> list[str]:
     name = str(path)
     if name.startswith("hf:"):
         return [name]
-    root = Path(name).expanduser()
-    if root.is_file():
+    try:
+        root = Path(name).expanduser()
+        is_file = root.is_file()
+    except (OSError, RuntimeError) as error:  # a text in place of a path is a name too long; ~nobody has no home
+        raise InputError(f"{name[:80]}: not a path ({error}); give a file, folder, glob or hf: id") from error
+    if is_file:
         if kind_of(name) is None:
             raise InputError(f"{name}: unknown suffix '{root.suffix}'; known are {_known_suffixes()}")
         return [str(root)]
