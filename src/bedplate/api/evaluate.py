@@ -12,6 +12,7 @@ from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
 from bedplate.tasks.language import Language
+from bedplate.train.hardware import choose_device
 
 
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     sequence_length: int | None = None,
     batch_size: int = 8,
     isolate_documents: bool = False,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Bits per UTF-8 byte and nats per token of a model on all of a text.
 
@@ -31,11 +33,12 @@ def evaluate(
     Args:
         model: a model, or what `load` takes.
         sequence_length: tokens of a row (default: the model's context, at most 1,024).
+        device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "tokens", "bytes", "sequence_length"}.
     """
-    loaded = model if isinstance(model, Model) else load(model)
+    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context = loaded.config.max_position_embeddings

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bedplate.hub.model import Model, load
+from bedplate.train.hardware import choose_device
 
 
 def generate(
@@ -19,6 +20,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
     seed: int | None = None,
+    device: str = "auto",
     stream: Callable[[int, str], object] | None = None,
 ) -> list[dict[str, str]]:
     """Continue one text or several at once.
@@ -27,13 +29,14 @@ def generate(
         model: a model, or what `load` takes.
         temperature: 0 takes the likeliest token each time.
         stop: strings that end a text.
+        device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         stream: called with (row, new text) while it is written.
 
     Returns:
         [{"prompt", "text"}], one a prompt.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    loaded = model if isinstance(model, Model) else load(model)
+    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
     continued = loaded.generate(
         texts,
         max_new_tokens=max_new_tokens,

@@ -18,6 +18,7 @@ def command(
     isolate_documents: Annotated[
         bool, typer.Option("--isolate-documents", help="Hide the documents of a row from each other.")
     ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
     """Measure a model on text: bits per byte and loss per token, with 95 % intervals.
@@ -35,6 +36,7 @@ def command(
         sequence_length=sequence_length,
         batch_size=batch_size,
         isolate_documents=isolate_documents,
+        device=device,
     )
     if json:
         print_json(result)

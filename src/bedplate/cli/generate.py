@@ -17,6 +17,7 @@ def command(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was written becomes less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.", show_default="random")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
     """Continue texts; a single one is shown as it is written.
@@ -44,6 +45,7 @@ def command(
         repetition_penalty=repetition_penalty,
         stop=stop or (),
         seed=seed,
+        device=device,
         stream=show if streaming else None,
     )
     if json:

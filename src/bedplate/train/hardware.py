@@ -59,8 +59,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[name]:
-        raise InputError(f"train.device={name} is not available to PyTorch here; use train.device=auto")
+    if not there.get(name, False):
+        raise InputError(f"device {name} is not available to PyTorch here; use auto")
     return torch.device(name)
 
 
