@@ -190,3 +190,10 @@ def test_the_recipe_of_a_run_resumes_it(tmp_path: Path, tiny_recipe: Any, monkey
             bedplate.pretrain(recipe)
     assert bedplate.pretrain(recipe.out / "recipe.yaml", resume=True)["steps"] == 4
     assert json.loads((recipe.out / "environment.json").read_text("utf-8"))["data"]
+
+
+def test_a_run_is_not_resumed_to_an_earlier_step(tiny_run: Path, tiny_recipe: Any) -> None:
+    before = (tiny_run / "recipe.yaml").read_bytes()
+    with pytest.raises(InputError, match=r"the run is at step \d+, past train.steps=1"):
+        bedplate.pretrain(tiny_run / "recipe.yaml", "train.steps=1", resume=True)
+    assert (tiny_run / "recipe.yaml").read_bytes() == before

@@ -96,11 +96,6 @@ class _Pretraining:
         """Train from the start or the newest checkpoint, and leave a report however that ends."""
         if self.resume:
             trainer.resume()
-            if trainer.step > self.recipe.train.steps:
-                raise InputError(
-                    f"{self.out}: the run is at step {trainer.step}, past train.steps={self.recipe.train.steps}; "
-                    "give more steps"
-                )
             log.say(f"Going on from step {trainer.step} of {self.recipe.train.steps}.")
         try:
             try:
@@ -145,6 +140,11 @@ class _Pretraining:
             if others and not all(name.startswith(".") for name in others):
                 raise InputError(f"{self.out}: no run to resume, and the folder is not empty; give another `out`")
             return  # killed before its first step, or never started: begin
+        reached = Checkpoints(self.out / "checkpoints", keep=1).steps()
+        if reached and reached[-1] > self.recipe.train.steps:
+            raise InputError(
+                f"{self.out}: the run is at step {reached[-1]}, past train.steps={self.recipe.train.steps}; give more"
+            )
         before, now = _settled(read_recipe(path)), _settled(self.recipe)
         for key in now:
             if before[key] != now[key]:
