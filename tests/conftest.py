@@ -6,8 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bedplate.recipe import Recipe, read_recipe
+
+# The same examples in every run, without a deadline: a busy machine is no defect. To search for new ones:
+# pytest --hypothesis-profile=search
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("repeat")
 
 SUBJECTS = ("the cat", "a dog", "my friend", "the old man", "the river", "a small bird", "the house", "her sister")
 VERBS = ("sees", "finds", "likes", "follows", "leaves", "hears")

@@ -24,6 +24,8 @@ from .writers import SENTENCES, write_jsonl, write_tar
 
 
 def pack(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.encode_special_tokens = True  # as text, which they are in data
     return [i for item in texts for i in (*tokenizer.encode(item).ids, 0)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -143,6 +143,8 @@ def test_a_number_like_1e_3_is_a_float_although_yaml_reads_a_string(tmp_path: Pa
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 
 
+@settings(deadline=None)
+@example(seed=0, path=["a\x85b"], prompts=["a\x85b"], rate=1.0, decay=0.5, limit=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     path=st.lists(text, min_size=1, max_size=3),

@@ -39,7 +39,8 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe as YAML, whole or not at all; `read_recipe` gives the same recipe back."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    # Escaped, not allow_unicode: PyYAML writes the line end U+0085 raw then, and reads it back as a space.
+    partial.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), "utf-8")
     partial.replace(path)
 
 
