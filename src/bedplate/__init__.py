@@ -14,20 +14,36 @@ from bedplate.errors import InputError
 
 __version__ = "0.1.0"
 
-_VERBS = ("doctor", "evaluate", "generate", "info", "load", "prepare", "pretrain", "quickstart", "tokenizer")
+_VERBS = (
+    "doctor",
+    "evaluate",
+    "finetune",
+    "generate",
+    "info",
+    "load",
+    "predict",
+    "prepare",
+    "pretrain",
+    "quickstart",
+    "tokenizer",
+    "transfer",
+)
 
 __all__ = ["InputError", "__version__", *_VERBS]
 
 if TYPE_CHECKING:
     from bedplate.api.doctor import doctor as doctor
     from bedplate.api.evaluate import evaluate as evaluate
+    from bedplate.api.finetune import finetune as finetune
     from bedplate.api.generate import generate as generate
     from bedplate.api.info import info as info
     from bedplate.api.load import load as load
+    from bedplate.api.predict import predict as predict
     from bedplate.api.prepare import prepare as prepare
     from bedplate.api.pretrain import pretrain as pretrain
     from bedplate.api.quickstart import quickstart as quickstart
     from bedplate.api.tokenizer import tokenizer as tokenizer
+    from bedplate.api.transfer import transfer as transfer
 
 
 def __getattr__(name: str) -> Any:

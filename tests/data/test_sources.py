@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bedplate.data import formats, sources
-from bedplate.data.sources import content_hash, cut_text, documents, kind_of, resolve
+from bedplate.data.sources import content_hash, cut_text, documents, kind_of, resolve, rows
 from bedplate.errors import InputError
 
 from .writers import compress, encode_rows, write_jsonl, write_tar
@@ -292,3 +292,53 @@ def test_content_hash_remembers_settled_files_only(tmp_path: Path, monkeypatch: 
 def test_a_text_in_place_of_a_path() -> None:
     with pytest.raises(InputError, match="not a path"):
         resolve("It was a long day. " * 100)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_whole_rows_come_back_from_every_format(tmp_path: Path, kind: str, compression: str) -> None:
+    path = tmp_path / file_name(kind, compression)
+    path.write_bytes(compress(encode_rows(kind, ["a", "b"], "body"), compression))
+    number = str if kind in ("csv", "tsv") else int
+    first = 2 if kind in ("csv", "tsv") else 1
+    expected = [(f"{path}:{first + i}", {"id": number(i), "body": text}) for i, text in enumerate("ab")]
+    assert list(rows(path)) == expected
+    assert list(rows(path, ["body", "id"])) == expected
+    assert list(rows(path, ["body"])) == [(source, {"body": row["body"]}) for source, row in expected]
+    with pytest.raises(InputError, match="no column 'label'; present are 'id', 'body'"):
+        list(rows(path, ["body", "label"]))
+
+
+def test_whole_rows_from_folders_archives_and_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub("datasets"))
+    write_jsonl(tmp_path / "b.jsonl", ["second"])
+    tar = write_tar(tmp_path / "a.tar", {"x.csv": b"text,label\nfirst,1\n"})
+    assert list(rows([tmp_path, "hf:org/name"])) == [
+        (f"{tar}::x.csv:2", {"text": "first", "label": "1"}),
+        (f"{tmp_path}/b.jsonl:1", {"id": 0, "text": "second"}),
+        ("hf:org/name:1", {"text": "org/name None train"}),
+    ]
+
+
+def test_a_text_file_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("hi")
+    with pytest.raises(InputError, match=r"x\.txt: a \.txt has no rows with columns; give \.jsonl, \.csv, .* hf: id"):
+        list(rows(tmp_path))
+
+
+def test_fields_beyond_the_header_are_told_not_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("text,label\na,1,\nwell, no,0\n")
+    with pytest.raises(InputError, match=r"x\.csv:3: 3 fields, but the header has 2; quote fields"):
+        list(rows(path))
+    path.write_text("text,label\na,1,\nb\n")
+    with pytest.raises(InputError, match=r"x\.csv:3: 1 fields, but 'label' is field 2; mend the row"):
+        list(rows(path))
+
+
+def test_a_time_that_python_cannot_hold_is_told_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "day": pa.array([0, 2**40], pa.timestamp("s"))}), path)
+    with pytest.raises(InputError, match=r"x\.parquet:2: cannot be read .*; leave the column out"):
+        list(rows(path))
+    assert len(list(rows(path, ["text"]))) == 2

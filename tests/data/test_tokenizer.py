@@ -11,6 +11,7 @@ from bedplate.data.tokenizer import (
     SPECIAL_TOKENS,
     end_of_text_id,
     load_tokenizer,
+    load_tokenizer_config,
     save_tokenizer,
     token_byte_lengths,
     tokenizer_hash,
@@ -96,3 +97,52 @@ def test_bad_tokenizers_are_told(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(InputError, match="no end-of-text token"):
         end_of_text_id(Tokenizer(models.BPE({"a": 0}, [])))
+
+
+def test_their_settings_come_back_as_they_were(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = {
+        "tokenizer_class": "X",
+        "eos_token": {"content": "<|im_end|>"},
+        "chat_template": "é{{ messages }}",
+        "n": 1,
+    }
+    save_tokenizer(tokenizer, tmp_path, 77, config)
+    assert load_tokenizer_config(tmp_path) == config | {"model_max_length": 77}
+    save_tokenizer(tokenizer, tmp_path / "again", 5, load_tokenizer_config(tmp_path))
+    again = (tmp_path / "again" / "tokenizer_config.json").read_bytes()
+    assert again == (tmp_path / "tokenizer_config.json").read_bytes()
+    assert load_tokenizer_config(tmp_path / "nothing") == {}
+
+
+def test_templates_and_special_tokens_of_files_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "old", "additional_special_tokens": ["<x>"]}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"eos_token": "new", "chat_template": "old", "auto_map": {"AutoTokenizer": ["x.X", null]}}'
+    )
+    config = load_tokenizer_config(tmp_path)
+    assert (config["eos_token"], config["chat_template"], config["additional_special_tokens"]) == (
+        "new",
+        "old",
+        ["<x>"],
+    )
+    assert "auto_map" not in config and config["tokenizer_class"] == "PreTrainedTokenizerFast"  # its code stays behind
+    (tmp_path / "chat_template.jinja").write_text("file")
+    assert load_tokenizer_config(tmp_path)["chat_template"] == "file"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("r")
+    named = [{"name": "default", "template": "file"}, {"name": "rag", "template": "r"}]
+    assert load_tokenizer_config(tmp_path)["chat_template"] == named
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("tokenizer_config.json", b"[1]", "must hold a JSON object, got list"),
+        ("tokenizer_config.json", b'{"a":\n', ":2: not valid JSON"),
+        ("chat_template.jinja", b"caf\xe9", "byte 3 is not UTF-8"),
+    ],
+)
+def test_damaged_settings_are_told(tmp_path: Path, name: str, content: bytes, part: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name}.*{part}"):
+        load_tokenizer_config(tmp_path)

@@ -10,6 +10,8 @@ from bedplate.report.page import (
     duration,
     figures,
     flatten,
+    percent,
+    quotes,
     render,
     run_report,
     samples,
@@ -83,7 +85,7 @@ def test_run_report_is_whole_and_safe(record: dict) -> None:
         "0.888",
         "13.8M",
         "6 min 40 s",
-        "41.0%",
+        percent(0.41),
         "perplexity",
         "train.betas",
         "0.9, 0.95",
@@ -112,6 +114,7 @@ def test_long_runs_show_the_first_and_the_last_samples(record: dict) -> None:
         table([(HOSTILE, HOSTILE)], head=[HOSTILE, "b"]),
         figures([(HOSTILE, HOSTILE, HOSTILE)]),
         samples([(0, HOSTILE, HOSTILE)]),
+        quotes([(HOSTILE, HOSTILE)]),
         code([HOSTILE]),
         render(HOSTILE, [(HOSTILE, [])], footer=HOSTILE),
     ],
@@ -142,3 +145,17 @@ def test_an_interval_stands_beside_its_figure() -> None:
     summary = {"val_bits_per_byte": 1.83, "val_bits_per_byte_low": 1.81, "val_bits_per_byte_high": 1.85}
     page = run_report({"name": "run", "summary": summary})
     assert "bits per byte (1.81 to 1.85)" in page and "Other results" not in page
+
+
+def test_shares_are_shown_as_percent_with_their_interval() -> None:
+    summary = {"val_accuracy": 0.8712, "val_accuracy_low": 0.856, "val_accuracy_high": 0.884}
+    page = run_report({"name": "run", "summary": summary})
+    assert f">{percent(0.871)}<" in page and f"({percent(0.856)} to {percent(0.884)})" in page
+    assert percent(0.8712) == "87.1\N{NO-BREAK SPACE}%"
+
+
+def test_more_sections_stand_before_what_to_do_next(record: dict) -> None:
+    page = run_report({**record, "sections": [("Transfer", [text("worth it")]), ("Mistakes", [text("few")])]})
+    parse(page)
+    places = [page.index(f"<h2>{heading}</h2>") for heading in ("Transfer", "Mistakes", "What to do next")]
+    assert page.index("What it wrote along the way") < places[0] and places == sorted(places) and "worth it" in page

@@ -1,6 +1,6 @@
 """A task that fits a line: the loop knows no more of it than of language."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ MakeTrainer = Callable[..., Trainer]
 class Line:
     """Weighted least squares: batches hold `x (B, 3)`, `y (B,)` and `w (B,)`; `val` are the losses it will measure."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    metrics: ClassVar[Mapping[str, str]] = {"loss": "min"}
 
     def __init__(self, val: Iterable[float] = ()) -> None:
         self.module: nn.Module = nn.Linear(3, 1)
@@ -55,7 +55,9 @@ def line_batch(step: int) -> dict[str, Tensor]:
 def make_trainer(tmp_path: Path) -> MakeTrainer:
     """`make_trainer(*overrides, val=..., folder=...)`: a trainer of `Line`; `trainer.saved` lists the saved weights."""
 
-    def make(*overrides: str, val: Sequence[float] = (), folder: str = "run") -> Trainer:
+    def make(
+        *overrides: str, val: Sequence[float] = (), folder: str = "run", patience: int | None = None
+    ) -> Trainer:
         base = {"out": str(tmp_path / folder), "data": {"path": "-"}}
         train = {"steps": 10, "batch_size": 8, "precision": "fp32", "threads": 1}
         recipe = read_recipe({**base, "train": train, "evaluate": {"metric": "loss"}}, overrides)
@@ -69,8 +71,19 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
         def save() -> None:
             saved.append({name: p.detach().clone() for name, p in task.module.named_parameters()})
 
-        log = RunLog(recipe.out, LogRecipe(every=recipe.log.every), recipe.train.steps)
-        trainer = Trainer(recipe, task, data, choose_hardware(recipe.train), recipe.out, save, log)
+        trainer = Trainer(
+            recipe,
+            task,
+            data,
+            choose_hardware(recipe.train),
+            recipe.out,
+            save,
+            RunLog(recipe.out, LogRecipe(every=recipe.log.every)),
+            steps=recipe.train.steps,
+            evaluate_every=recipe.evaluate.every,
+            metric=recipe.evaluate.metric,
+            patience=patience,
+        )
         trainer.saved = saved  # type: ignore[attr-defined]
         return trainer
 

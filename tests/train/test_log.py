@@ -14,7 +14,7 @@ from bedplate.train.log import RunLog, read_rows
 
 
 def log(folder: Path, **options: bool) -> RunLog:
-    return RunLog(folder, LogRecipe.model_validate(options), steps=10, console=Console(file=io.StringIO()))
+    return RunLog(folder, LogRecipe.model_validate(options), console=Console(file=io.StringIO()))
 
 
 def test_rows_are_read_back(tmp_path: Path) -> None:

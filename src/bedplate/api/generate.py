@@ -1,10 +1,12 @@
-"""`generate`: continue texts."""
+"""`generate`: continue texts, or hold a conversation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from bedplate.hub.chat import Conversation
 from bedplate.hub.model import Model, load
 from bedplate.train.hardware import choose_device
 
@@ -49,3 +51,21 @@ def generate(
         stream=stream,
     )
     return [{"prompt": prompt, "text": text} for prompt, text in zip(texts, continued, strict=True)]
+
+
+def converse(
+    model: Model | str | Path, *, system: str | None = None, device: str = "auto", **options: Any
+) -> Conversation:
+    """A conversation with a model that has a chat template, as `bedplate generate MODEL --chat` holds it.
+
+    Args:
+        model: a model, or what `load` takes.
+        system: what the model is told before the first turn.
+        device: as for `generate`.
+        options: of every answer: those of `generate` but `stream`, which `Conversation.ask` takes.
+
+    Raises:
+        InputError: the model cannot be loaded, or has no chat template.
+    """
+    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    return Conversation(loaded, system, **options)

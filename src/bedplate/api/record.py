@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from bedplate.metrics.classification import per_class
+from bedplate.report.adapt import finetune_report
 from bedplate.report.page import run_report
 from bedplate.train.hardware import Hardware
 from bedplate.train.log import read_rows
 
+Section = tuple[str, Sequence[str]]
 RECORDED = ("bedplate", "torch", "numpy", "tokenizers", "safetensors")
 
 
@@ -35,40 +41,80 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+" if changed.stdout else "") if commit.returncode == 0 else None
 
 
-def write_report(out: Path, record: dict[str, Any], timings: dict[str, float]) -> Path:
-    """Write `out/report.html` from the run's files and its record; return its path."""
-    metrics = read_rows(out / "metrics.jsonl")
-    trained = [row for row in metrics if "tokens_per_second" in row]
+def write_report(
+    out: Path,
+    record: dict[str, Any],
+    timings: dict[str, float],
+    sections: Sequence[Section] = (),
+    commands: Sequence[str] = (),
+) -> Path:
+    """Write `out/report.html` of a language model from the run's files and its record; return its path.
+
+    Args:
+        sections: more (heading, blocks) for the page, placed before what to do next.
+        commands: what to do next, in place of what one does with a pre-trained model.
+    """
+    summary = _training_summary(out, record)
+    if "seconds" in summary and record["recipe"]["train"].get("sequence_length"):
+        train = record["recipe"]["train"]
+        summary["tokens"] = summary["steps"] * train["batch_size"] * train["sequence_length"]
+    if best := record["metrics"].get("bits_per_byte"):
+        summary |= {"val_bits_per_byte": best["value"]}
+        summary |= {"val_bits_per_byte_low": best["low"], "val_bits_per_byte_high": best["high"]}
+    commands = commands or [
+        f'bedplate generate {out}/model "Once upon a time"',
+        f"bedplate evaluate {out}/model --data YOUR_TEXT.txt",
+        f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
+    ]
+    page = run_report(_page_record(out, record, timings, summary, commands) | {"sections": sections})
+    return _write_page(out, page)
+
+
+def write_finetune_report(out: Path, record: dict[str, Any], timings: dict[str, float]) -> Path:
+    """Write `out/report.html` of a classifier's fine-tuning."""
+    commands = [
+        f'bedplate predict {out}/model "A text of your own"',
+        f"bedplate predict {out}/model --file YOUR_TEXTS.csv --json",
+        f"bedplate evaluate {out}/model --data YOUR_LABELLED_TEXTS.csv",
+    ]
+    page = _page_record(out, record, timings, _training_summary(out, record), commands)
+    page |= {key: record[key] for key in ("classes", "test", "confusion", "mistakes") if key in record}
+    page |= {"validation": record["metrics"], "data": record["data"][0]}
+    if "confusion" in record:
+        page["per_class"] = per_class(np.array(record["confusion"]))
+    return _write_page(out, finetune_report(page))
+
+
+def _training_summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What training took, from the rows of metrics.jsonl."""
+    trained = [row for row in read_rows(out / "metrics.jsonl") if "tokens_per_second" in row]
     seconds = sum(row["seconds"] for row in trained)
-    train = record["recipe"]["train"]
-    steps = trained[-1]["step"] if trained else 0
-    summary: dict[str, Any] = {"parameters": record["parameters"], "steps": steps}
-    if trained and seconds:
+    summary: dict[str, Any] = {"parameters": record["parameters"], "steps": trained[-1]["step"] if trained else 0}
+    if seconds:
         summary |= {
-            "tokens": steps * train["batch_size"] * train["sequence_length"],
             "seconds": seconds,
             "tokens_per_second": sum(row["tokens_per_second"] * row["seconds"] for row in trained) / seconds,
             "mfu": sum(row["mfu"] * row["seconds"] for row in trained) / seconds,
         }
-    if best := record["metrics"].get("bits_per_byte"):
-        summary |= {"val_bits_per_byte": best["value"]}
-        summary |= {"val_bits_per_byte_low": best["low"], "val_bits_per_byte_high": best["high"]}
-    page = run_report(
-        {
-            "name": record["name"],
-            "summary": summary,
-            "metrics": metrics,
-            "samples": read_rows(out / "samples.jsonl"),
-            "settings": record["recipe"],
-            "environment": record["environment"],
-            "timings": timings,
-            "next": [
-                f'bedplate generate {out}/model "Once upon a time"',
-                f"bedplate evaluate {out}/model --data YOUR_TEXT.txt",
-                f"bedplate info {out}/model",
-            ],
-        }
-    )
+    return summary
+
+
+def _page_record(
+    out: Path, record: dict[str, Any], timings: dict[str, float], summary: dict[str, Any], commands: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "name": record["name"],
+        "summary": summary,
+        "metrics": read_rows(out / "metrics.jsonl"),
+        "samples": read_rows(out / "samples.jsonl"),
+        "settings": record["recipe"],
+        "environment": record["environment"],
+        "timings": timings,
+        "next": list(commands),
+    }
+
+
+def _write_page(out: Path, page: str) -> Path:
     path = out / "report.html"
     path.write_text(page, "utf-8")
     return path

@@ -1,6 +1,6 @@
 """`bedplate evaluate`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,7 +10,12 @@ from bedplate.cli.output import Json, print_json
 def command(
     model: Annotated[str, typer.Argument(help="A model directory, zoo:NAME or hf:ORG/NAME.")],
     data: Annotated[list[str], typer.Option(help="Text to measure on; may be repeated.")],
-    column: Annotated[str, typer.Option(help="The column or key that holds the text.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="The column of the text.", show_default="text; guessed for a classifier")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The column of the label, for a classifier.", show_default="guessed")
+    ] = None,
     sequence_length: Annotated[
         int | None, typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024")
     ] = None,
@@ -21,11 +26,12 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Measure a model on text: bits per byte and loss per token, with 95 % intervals.
+    """Measure a model, with 95 % intervals: bits per byte on text, or a classifier's accuracy on labelled texts.
 
     \b
-    Example:
+    Examples:
       bedplate evaluate quickstart/model --data my-text.txt
+      bedplate evaluate quickstart/classifier --data my-reviews.csv
     """
     from bedplate.api.evaluate import evaluate
 
@@ -37,10 +43,27 @@ def command(
         batch_size=batch_size,
         isolate_documents=isolate_documents,
         device=device,
+        label=label,
     )
     if json:
         print_json(result)
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "labels" in result:
+        _print_classifier(result)
+        return
     print(f"{result['tokens']:,} tokens, {result['bytes']:,} bytes, rows of {result['sequence_length']} tokens")
+
+
+def _print_classifier(result: dict[str, Any]) -> None:
+    """What was scored, and which labels were taken for which."""
+    data, labels = result["data"], result["labels"]
+    print(f"{result['n']:,} texts from column {data['column']!r}, labels from {data['label']!r}")
+    for what, count in data["dropped"].items():
+        print(f"left out: {count:,} {what}")
+    if data["windowed"]:
+        print(f"{data['windowed']:,} texts of more than {result['sequence_length']} tokens were read in windows")
+    for label, row in zip(labels, result["confusion"], strict=True):
+        taken = ", ".join(f"{count:,} {name}" for name, count in zip(labels, row, strict=True) if count)
+        print(f"{label}: predicted as {taken or 'nothing'}")

@@ -13,7 +13,19 @@ import typer
 from typer.core import TyperGroup
 
 from bedplate import __version__
-from bedplate.cli import doctor, evaluate, generate, info, prepare, pretrain, quickstart, tokenizer
+from bedplate.cli import (
+    doctor,
+    evaluate,
+    finetune,
+    generate,
+    info,
+    predict,
+    prepare,
+    pretrain,
+    quickstart,
+    tokenizer,
+    transfer,
+)
 from bedplate.cli.output import say
 from bedplate.errors import InputError, Interrupted
 
@@ -61,6 +73,9 @@ def _root(
 for _name, _verb in {
     "quickstart": quickstart,
     "pretrain": pretrain,
+    "finetune": finetune,
+    "transfer": transfer,
+    "predict": predict,
     "generate": generate,
     "evaluate": evaluate,
     "tokenizer": tokenizer,

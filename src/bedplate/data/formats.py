@@ -10,14 +10,16 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from bedplate.errors import InputError
 
-Rows = Iterator[tuple[int, Any]]
-"""(number of the line or row, counted from 1; value of the text column, of any type)"""
+Rows = Iterator[tuple[int, dict[str, Any]]]
+"""(number of the line or row, counted from 1; the wanted columns, with values of any type)"""
+Columns = Sequence[str] | None
+"""The wanted columns of a row; None for all."""
 
 BLOCK_BYTES = 2**18
 
@@ -95,7 +97,19 @@ def missing_column(where: str, column: str, names: Iterable[str]) -> InputError:
     )
 
 
-def _jsonl_rows(stream: BinaryIO, source: str, column: str) -> Rows:
+def wanted(row: dict[str, Any], columns: Columns, source: str, number: int) -> dict[str, Any]:
+    """The wanted columns of a row that may lack some of them."""
+    if columns is None:
+        return row
+    values = {}
+    for name in columns:  # a loop: a comprehension for the one column of most callers is slower
+        if name not in row:
+            raise missing_column(f"{source}:{number}", name, row)
+        values[name] = row[name]
+    return values
+
+
+def _jsonl_rows(stream: BinaryIO, source: str, columns: Columns) -> Rows:
     for number, line in enumerate(_lines(stream, source), 1):
         if not line.strip():
             continue
@@ -104,32 +118,39 @@ def _jsonl_rows(stream: BinaryIO, source: str, column: str) -> Rows:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{source}:{number}: not JSON ({error}); each line must be one JSON object") from error
         if not isinstance(row, dict):
+            column = columns[0] if columns else "text"
             raise InputError(
                 f'{source}:{number}: {type(row).__name__}, not a JSON object; write it as {{"{column}": ...}}'
             )
-        if column not in row:
-            raise missing_column(f"{source}:{number}", column, row)
-        yield number, row[column]
+        yield number, wanted(row, columns, source, number)
 
 
-def _csv_rows(stream: BinaryIO, source: str, column: str, dialect: type[csv.Dialect] = csv.excel) -> Rows:
+def _csv_rows(stream: BinaryIO, source: str, columns: Columns, dialect: type[csv.Dialect] = csv.excel) -> Rows:
     csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB; a C long holds no more on Windows
     # strict: a quote that never closes is an error here, instead of one field that swallows the rest of the file
     reader = csv.reader(_lines(stream, source), dialect, strict=True)
     number = 1
     try:
         header = next(reader, [])
-        if column not in header:
-            raise missing_column(source, column, header)
-        index = header.index(column)
+        for column in columns or ():
+            if column not in header:
+                raise missing_column(source, column, header)
+        places = [(column, header.index(column)) for column in (dict.fromkeys(header) if columns is None else columns)]
         number = reader.line_num + 1
         for row in reader:
-            if row and index >= len(row):
-                raise InputError(
-                    f"{source}:{number}: {len(row)} fields, but '{column}' is field {index + 1}; mend the row"
-                )
             if row:
-                yield number, row[index]
+                if columns is None and any(row[len(header) :]):
+                    raise InputError(
+                        f"{source}:{number}: {len(row)} fields, but the header has {len(header)}; "
+                        f"quote fields that hold separators"
+                    )
+                try:
+                    yield number, {column: row[index] for column, index in places}
+                except IndexError:
+                    column, index = next(place for place in places if place[1] >= len(row))
+                    raise InputError(
+                        f"{source}:{number}: {len(row)} fields, but '{column}' is field {index + 1}; mend the row"
+                    ) from None
             number = reader.line_num + 1
     except csv.Error as error:
         raise InputError(
@@ -137,11 +158,11 @@ def _csv_rows(stream: BinaryIO, source: str, column: str, dialect: type[csv.Dial
         ) from error
 
 
-def _tsv_rows(stream: BinaryIO, source: str, column: str) -> Rows:
-    return _csv_rows(stream, source, column, csv.excel_tab)
+def _tsv_rows(stream: BinaryIO, source: str, columns: Columns) -> Rows:
+    return _csv_rows(stream, source, columns, csv.excel_tab)
 
 
-def _parquet_rows(stream: BinaryIO, source: str, column: str) -> Rows:
+def _parquet_rows(stream: BinaryIO, source: str, columns: Columns) -> Rows:
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryFile() as spool:
@@ -149,19 +170,26 @@ def _parquet_rows(stream: BinaryIO, source: str, column: str) -> Rows:
             shutil.copyfileobj(stream, spool)  # parquet is read from its end: archives and decoders cannot seek it
             stream = cast(BinaryIO, spool)
         file = pq.ParquetFile(stream)
-        if column not in file.schema_arrow.names:
-            raise missing_column(source, column, file.schema_arrow.names)
+        for column in columns or ():
+            if column not in file.schema_arrow.names:
+                raise missing_column(source, column, file.schema_arrow.names)
         number = 0
-        for batch in file.iter_batches(batch_size=256, columns=[column], use_threads=False):
-            for value in batch.column(0):
+        for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):
+            arrays = list(zip(batch.schema.names, batch.columns, strict=True))
+            for index in range(batch.num_rows):
                 number += 1
+                row = {}
                 try:
-                    yield number, value.as_py()
+                    for name, array in arrays:
+                        row[name] = array[index].as_py()
                 except UnicodeDecodeError as error:
                     raise _not_utf8(f"{source}:{number}", error.start, error) from error
+                except (ValueError, OverflowError) as error:  # a time that Python's datetime cannot hold
+                    raise InputError(f"{source}:{number}: cannot be read ({error}); leave the column out") from error
+                yield number, row
 
 
-ROWS: dict[str, Callable[[BinaryIO, str, str], Rows]] = {
+ROWS: dict[str, Callable[[BinaryIO, str, Columns], Rows]] = {
     "jsonl": _jsonl_rows,
     "csv": _csv_rows,
     "tsv": _tsv_rows,

@@ -3,14 +3,14 @@
 import re
 from typing import Any
 
-from bedplate.data.formats import Rows, missing_column
+from bedplate.data.formats import Columns, Rows, wanted
 from bedplate.errors import InputError
 
 HUB = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
 UNREADABLE = (OSError, ValueError, RuntimeError)  # what `datasets` raises for the network, names and old scripts
 
 
-def hub_rows(name: str, column: str) -> Rows:
+def hub_rows(name: str, columns: Columns) -> Rows:
     """Stream the rows of an `hf:` id.
 
     Raises:
@@ -20,9 +20,7 @@ def hub_rows(name: str, column: str) -> Rows:
     try:
         rows = datasets.load_dataset(dataset, config, split=split, streaming=True)
         for number, row in enumerate(rows, 1):
-            if column not in row:
-                raise missing_column(f"{name}:{number}", column, row)
-            yield number, row[column]
+            yield number, wanted(row, columns, name, number)
     except InputError:
         raise
     except UNREADABLE as error:

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
-from bedplate.data.formats import ROWS, Rows, decoded, decompress, telling_damage
+from bedplate.data.formats import ROWS, Columns, decoded, decompress, telling_damage
 from bedplate.data.hub import hub_fingerprint, hub_rows
 from bedplate.errors import InputError
 
 Paths = str | Path | Sequence[str | Path]
+Content = dict[str, Any] | Iterator[str]
+"""The columns of a row, or the pieces of a .txt."""
 
 KINDS = ("txt", "jsonl", "csv", "tsv", "parquet", "tar")
 COMPRESSIONS = ("gz", "xz", "zst")
@@ -59,15 +61,50 @@ def documents(path: Paths, column: str = "text") -> Iterator[Document]:
         InputError: Nothing found, nothing but empty texts, or anything that is not what its suffix promises.
     """
     found = False
-    for name in resolve(path):
-        for document in _read(name, column):
-            first = next(document.pieces, None)
-            found = found or first is not None
-            yield Document(document.source, iter(()) if first is None else chain([first], document.pieces))
+    for source, content in _contents(path, [column]):
+        pieces = _text_piece(source, column, content[column]) if isinstance(content, dict) else content
+        first = next(pieces, None)
+        found = found or first is not None
+        yield Document(source, iter(()) if first is None else chain([first], pieces))
     if not found:
         raise InputError(
             f"{shown(path)}: no text: every document is empty, or there is none; give files that hold text"
         )
+
+
+def rows(path: Paths, columns: Columns = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Stream the rows that `path` names, as `documents` does, with the wanted columns (all when None).
+
+    Yields:
+        ("file:line", {column: value of any type}); values of csv and tsv are strings.
+
+    Raises:
+        InputError: What `documents` raises of paths and files, a column that is not there, or a .txt: it has no rows.
+    """
+    for source, content in _contents(path, columns):
+        if not isinstance(content, dict):
+            kinds = ", ".join(f".{kind}" for kind in ROWS)
+            raise InputError(f"{source}: a .txt has no rows with columns; give {kinds} or an hf: id")
+        yield source, content
+
+
+def checked_text(source: str, column: str, text: object) -> str:
+    """`text` where it is a string of whole characters.
+
+    Raises:
+        InputError: It is not, with the place of the row.
+    """
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise InputError(
+            f"{source}: '{column}' holds {kind}, not a string; name the column of the text, or mend the row"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"{source}: '{column}' holds half a surrogate pair at character {error.start}"
+        raise InputError(f"{where}; write whole characters") from error
+    return text
 
 
 def resolve(path: Paths) -> list[str]:
@@ -205,18 +242,21 @@ def _is_wanted(name: str) -> bool:
     return kind_of(name) is not None and not any(part.startswith(".") and part != "." for part in Path(name).parts)
 
 
-def _read(name: str, column: str) -> Iterator[Document]:
-    if name.startswith("hf:"):
-        yield from _row_documents(name, column, hub_rows(name, column))
-        return
-    kind, compression = cast(tuple[str, str], kind_of(name))
-    with telling_damage(name), open(name, "rb") as file:
-        stream = decompress(file, compression)
-        yield from _read_tar(stream, name, column) if kind == "tar" else _read_stream(stream, kind, name, column)
+def _contents(path: Paths, columns: Columns) -> Iterator[tuple[str, Content]]:
+    """(source, content) of every row and .txt that `path` names."""
+    for name in resolve(path):
+        if name.startswith("hf:"):
+            for number, row in hub_rows(name, columns):
+                yield f"{name}:{number}", row
+        else:
+            kind, compression = cast(tuple[str, str], kind_of(name))
+            with telling_damage(name), open(name, "rb") as file:
+                stream = decompress(file, compression)
+                yield from _read_tar(stream, name, columns) if kind == "tar" else _read(stream, kind, name, columns)
 
 
-def _read_tar(stream: BinaryIO, name: str, column: str) -> Iterator[Document]:
-    """Documents of the members of known kinds, in one pass; archives inside archives are skipped."""
+def _read_tar(stream: BinaryIO, name: str, columns: Columns) -> Iterator[tuple[str, Content]]:
+    """Contents of the members of known kinds, in one pass; archives inside archives are skipped."""
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         while (member := archive.next()) is not None:
             kind = kind_of(member.name)
@@ -224,28 +264,18 @@ def _read_tar(stream: BinaryIO, name: str, column: str) -> Iterator[Document]:
                 source = f"{name}::{member.name}"
                 content = cast(BinaryIO, archive.extractfile(member))
                 with telling_damage(source):
-                    yield from _read_stream(decompress(content, kind[1]), kind[0], source, column)
+                    yield from _read(decompress(content, kind[1]), kind[0], source, columns)
             archive.members.clear()  # type: ignore[attr-defined]  # else tarfile remembers every member of millions
 
 
-def _read_stream(stream: BinaryIO, kind: str, source: str, column: str) -> Iterator[Document]:
+def _read(stream: BinaryIO, kind: str, source: str, columns: Columns) -> Iterator[tuple[str, Content]]:
     if kind == "txt":
-        yield Document(source, cut_text(decoded(stream, source), PIECE_CHARACTERS))
+        yield source, cut_text(decoded(stream, source), PIECE_CHARACTERS)
     else:
-        yield from _row_documents(source, column, ROWS[kind](stream, source, column))
+        for number, row in ROWS[kind](stream, source, columns):
+            yield f"{source}:{number}", row
 
 
-def _row_documents(source: str, column: str, rows: Rows) -> Iterator[Document]:
-    for number, text in rows:
-        row = f"{source}:{number}"
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            raise InputError(
-                f"{row}: '{column}' holds {kind}, not a string; name the column of the text, or mend the row"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            where = f"{row}: '{column}' holds half a surrogate pair at character {error.start}"
-            raise InputError(f"{where}; write whole characters") from error
-        yield Document(row, iter([text] if text else []))
+def _text_piece(source: str, column: str, text: object) -> Iterator[str]:
+    text = checked_text(source, column, text)
+    return iter([text] if text else [])

@@ -1,9 +1,9 @@
-"""Tokenizers: train a byte-level BPE, load and save `tokenizer.json`, and what a run must know of any vocabulary."""
+"""Tokenizers: train a byte-level BPE, load and save their files, and what a run must know of any vocabulary."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bedplate.errors import InputError
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 END_OF_TEXT = ("<|endoftext|>", "</s>", "[SEP]", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<｜end▁of▁sentence｜>")
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
@@ -63,26 +64,65 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: str | Path, context_length: int) -> None:
+def load_tokenizer_config(directory: str | Path) -> dict[str, Any]:
+    """Read all that `transformers` stores beside a `tokenizer.json`, as the values of one `tokenizer_config.json`.
+
+    These are that file's, the special tokens of an older `special_tokens_map.json`, and the chat templates of files of
+    their own: `chat_template.jinja` and, by name, `additional_chat_templates/*.jinja`. Code that a directory brings
+    along is neither run nor kept: its tokenizer is what its `tokenizer.json` says.
+
+    Returns:
+        The values; empty where the directory has none of these files.
+
+    Raises:
+        InputError: A file is not what its suffix promises.
+    """
+    directory = Path(directory)
+    config = _read_object(directory / "special_tokens_map.json") | _read_object(directory / "tokenizer_config.json")
+    templates = {"default": directory / "chat_template.jinja"}
+    templates |= {file.stem: file for file in sorted(directory.glob("additional_chat_templates/*.jinja"))}
+    named = {name: _read_text(file) for name, file in templates.items() if file.is_file()}
+    if set(named) == {"default"}:
+        config["chat_template"] = named["default"]
+    elif named:
+        config["chat_template"] = [{"name": name, "template": template} for name, template in named.items()]
+    if config.pop("auto_map", None) is not None:
+        config["tokenizer_class"] = TOKENIZER_CLASS
+    return config
+
+
+def save_tokenizer(
+    tokenizer: Tokenizer, directory: str | Path, context_length: int, config: Mapping[str, Any] | None = None
+) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` loads to the same ids.
 
     Args:
-        tokenizer: Any tokenizer that has an end-of-text token, which becomes `eos_token` and `pad_token`.
+        tokenizer: Any tokenizer; without a `config` it needs an end-of-text token.
         directory: Model directory; made if missing.
-        context_length: Longest sequence of the model in tokens (`model_max_length`).
+        context_length: Longest sequence of the model in tokens (`model_max_length`), where `config` has none.
+        config: Values of the `tokenizer_config.json` that the tokenizer came with, or more, such as `chat_template`;
+            by default those of a tokenizer of ours, whose end of text is `eos_token` and `pad_token`.
     """
-    end_of_text = tokenizer.id_to_token(end_of_text_id(tokenizer))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": context_length,
-        "eos_token": end_of_text,
-        "pad_token": end_of_text,
-        "clean_up_tokenization_spaces": False,
-    }
+    values = dict(config) if config else tokenizer_config(tokenizer, context_length)
+    values.setdefault("model_max_length", context_length)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
+    """The values of `tokenizer_config.json` for a tokenizer that came without any."""
+    end_of_text = tokenizer.id_to_token(end_of_text_id(tokenizer))
+    others = [token for token in SPECIAL_TOKENS if token != end_of_text and tokenizer.token_to_id(token) is not None]
+    return {
+        "tokenizer_class": TOKENIZER_CLASS,
+        "model_max_length": context_length,
+        "eos_token": end_of_text,
+        "pad_token": end_of_text,
+        "additional_special_tokens": others,
+        "clean_up_tokenization_spaces": False,
+    }
 
 
 def end_of_text_id(tokenizer: Tokenizer) -> int:
@@ -139,3 +179,23 @@ def _has_component(spec: Any, kind: str) -> bool:
     if isinstance(spec, dict):
         return spec.get("type") == kind or any(_has_component(value, kind) for value in spec.values())
     return isinstance(spec, list) and any(_has_component(item, kind) for item in spec)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); save or download it again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: must hold a JSON object, got {type(values).__name__}; save or download it again")
+    return values
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: byte {error.start} is not UTF-8; save or download it again") from None

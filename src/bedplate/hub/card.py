@@ -12,18 +12,24 @@ USE = """
 import bedplate
 
 model = bedplate.load("path/to/this/folder")
-print(model.generate({prompt!r}, max_new_tokens=64)[0])
+print({call})
 ```
 
-The folder loads in `transformers` as well:
+{elsewhere}
+"""
+GENERATES = """The folder loads in `transformers` as well:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
-```
-"""
+```"""
+CLASSIFIES = {
+    "last": """The folder loads in `transformers` as well, as `AutoModelForSequenceClassification`.""",
+    "mean": """The folder loads in `transformers` as well, as `AutoModelForTokenClassification`:
+the mean of its logits over the tokens of a text are the logits of the text.""",
+}
 
 
 def model_card(record: Mapping[str, Any]) -> str:
@@ -34,6 +40,8 @@ def model_card(record: Mapping[str, Any]) -> str:
             `name`, `description`, `license`, `language`, `base_model`, `command`: strings;
             `parameters`: a count;
             `recipe`: the resolved recipe, as plain data;
+            `classes` and `pooling`: labels of a classifier, and how it reads a text;
+            `chat`: whether the model answers;
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
             `hardware`: a string, or in `environment` under that key.
@@ -42,13 +50,12 @@ def model_card(record: Mapping[str, Any]) -> str:
     family = recipe.get("model", {}).get("preset")
     front: dict[str, Any] = {
         "library_name": "bedplate",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if record.get("classes") else "text-generation",
         "tags": ["bedplate", family] if family else ["bedplate"],
     }
     front |= {key: record[key] for key in ("license", "language", "base_model") if record.get(key)}
-    prompts = recipe.get("evaluate", {}).get("prompts") or ["The"]
     sections = {
-        "Use": USE.format(prompt=prompts[0]).strip(),
+        "Use": _use(record, recipe),
         "Data": _data(record.get("data") or ""),
         "Evaluation": _metrics(record.get("metrics") or {}),
         "Training": _training(record, recipe),
@@ -58,24 +65,41 @@ def model_card(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    if record.get("classes"):
+        return USE.format(call='model.predict("A text")[0]', elsewhere=CLASSIFIES[record["pooling"]]).strip()
+    prompt = (recipe.get("evaluate", {}).get("prompts") or ["The"])[0]
+    call = f"model.generate({prompt!r}, max_new_tokens=64)[0]"
+    if record.get("chat"):
+        call = f'model.chat([{{"role": "user", "content": {prompt!r}}}])["content"]'
+    return USE.format(call=call, elsewhere=GENERATES).strip()
+
+
 def _summary(record: Mapping[str, Any], family: str | None) -> str:
     kind = f"A {family}-shaped language model" if family else "A language model"
+    if classes := record.get("classes"):
+        shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
+        kind = f"A classifier of texts ({shown})"
     count = f" of {record['parameters']:,} parameters" if record.get("parameters") else ""
     return "\n\n".join(filter(None, (record.get("description"), f"{kind}{count}, made with bedplate.")))
 
 
 def _data(data: str | Sequence[Mapping[str, Any]]) -> str:
-    if isinstance(data, str):
-        return data
-    lines = []
-    for meta in data:
-        splits = [
-            f"{split} {meta[split]['documents']:,} documents, {meta[split]['tokens']:,} tokens"
-            for split in ("train", "val")
-            if meta.get(split)
-        ]
-        lines.append("- " + "; ".join(splits))
-    return "\n".join(lines)
+    return data if isinstance(data, str) else "\n".join(f"- {_source(source)}" for source in data)
+
+
+def _source(meta: Mapping[str, Any]) -> str:
+    """What one source gave to each split: documents and tokens of text, or examples."""
+    parts = []
+    for split in ("train", "val", "test"):
+        size = meta.get(split)
+        if isinstance(size, Mapping):
+            parts.append(f"{split} {size['documents']:,} documents, {size['tokens']:,} tokens")
+        elif size:
+            parts.append(f"{split} {size:,} examples")
+    if near := meta.get("near_duplicates"):
+        parts.append(f"{near:,} near-duplicates of scored texts removed from the training")
+    return "; ".join(parts)
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> str:

@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from bedplate.data.tokenizer import end_of_text_id, save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.config import config_from_hf, config_to_hf
+from bedplate.hub.config import classifier_from_hf, classifier_to_hf, config_from_hf, config_to_hf
 from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name, their_shape
-from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.models.classifier import Classifier, Pooling
+from bedplate.models.gpt import GPT, GPTConfig, TextModel
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -141,10 +142,15 @@ def read_config(directory: str | Path) -> GPTConfig:
     Raises:
         InputError: no such directory or file, malformed JSON, or a model that the trunk does not have.
     """
+    return config_from_hf(*_read_config(directory))
+
+
+def _read_config(directory: str | Path) -> tuple[dict[str, Any], str]:
+    """The values of `config.json`, and its path for error messages."""
     file = Path(directory) / "config.json"
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder; give a model directory")
-    return config_from_hf(_read_json(file), str(file))
+    return _read_json(file), str(file)
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
@@ -163,7 +169,7 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
 
 def load_module(
     directory: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
-) -> GPT:
+) -> GPT | Classifier:
     """The model in a directory, in evaluation mode; in memory there is one copy of the weights.
 
     Args:
@@ -173,40 +179,44 @@ def load_module(
         InputError: see `read_config` and `read_weights`; a tensor that is missing, unexpected or of another shape.
     """
     directory = Path(directory)
-    config, weights = read_config(directory), read_weights(directory)
-    names = full_names(config.family, weights)
-    embedding = their_name(config.family, "embed.weight")
-    if config.tie_word_embeddings and HEAD in names and embedding in names:
+    values, file = _read_config(directory)
+    config, head, weights = config_from_hf(values, file), classifier_from_hf(values, file), read_weights(directory)
+    layout = _layout(config, None if head is None else head.pooling)
+    names = full_names(layout, weights)
+    embedding = their_name(layout, "embed.weight")
+    if head is None and config.tie_word_embeddings and HEAD in names and embedding in names:
         # As in `transformers`, a head that differs from the embedding is kept, whatever the config says.
         if torch.equal(weights[names[HEAD]], weights[names[embedding]]):
             del names[HEAD]
         else:
             config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"), _Unfilled():
-        module = GPT(config)
+        module = GPT(config) if head is None else Classifier(config, head.labels, head.pooling)
     template = dict(module.named_parameters())  # a tied weight is there once
-    sources = {name: their_name(config.family, name) for name in template}
+    sources = {name: their_name(layout, name) for name in template}
     _check(directory, {sources[n]: their_shape(sources[n], template[n].shape) for n in template}, names, weights)
     target = weights[names[embedding]].dtype if dtype is None else _dtype(dtype)
     state = {}
     for name in template:
-        tensor = tensor_from_hf(config.family, name, lambda source: weights[names[source]])
+        tensor = tensor_from_hf(layout, name, lambda source: weights[names[source]])
         # Copied out of the memory map: a file that is replaced later must not change or crash a model in use.
         state[name] = tensor.to(device, target, copy=True, memory_format=torch.contiguous_format)
-    if config.tie_word_embeddings:
+    if isinstance(module, GPT) and config.tie_word_embeddings:
         state["head.weight"] = state["embed.weight"]
     module.load_state_dict(state, assign=True)
-    module.tie_weights()
+    if isinstance(module, GPT):
+        module.tie_weights()
     return module.eval()
 
 
 def save_directory(
     directory: str | Path,
-    module: GPT,
+    module: TextModel,
     tokenizer: Tokenizer | None = None,
     card: str = "",
     *,
     special: SpecialTokens | None = None,
+    tokenizer_config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
@@ -215,6 +225,7 @@ def save_directory(
     Args:
         card: text of README.md, see `render_card`.
         special: special ids; by default the tokenizer's end of text.
+        tokenizer_config: values of tokenizer_config.json, chat template included; by default those of our tokenizers.
         overwrite: replace an existing model directory; it is whole until the new one is.
 
     Raises:
@@ -227,18 +238,24 @@ def save_directory(
     _check_target(directory, overwrite)
     special = special or SpecialTokens.of(tokenizer)
     dtype = str(module.embed.weight.dtype).removeprefix("torch.")
+    layout = _layout(module.config, module.pooling if isinstance(module, Classifier) else None)
     config = config_to_hf(module.config) | special.to_hf() | {"torch_dtype": dtype}
+    if isinstance(module, Classifier):
+        # No text ends with the token that ends documents, so `transformers`, which looks for the last token that is no
+        # padding, finds the end of the text.
+        config |= classifier_to_hf(module.config, module.labels, module.pooling, special.eos[0] if special.eos else 0)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         _write_json(partial / "config.json", config)
-        _write_json(partial / "generation_config.json", special.to_hf())
+        if isinstance(module, GPT):
+            _write_json(partial / "generation_config.json", special.to_hf())
         if tokenizer is not None:
-            save_tokenizer(tokenizer, partial, module.config.max_position_embeddings)
+            save_tokenizer(tokenizer, partial, module.config.max_position_embeddings, tokenizer_config)
         if card:
             (partial / "README.md").write_text(card, "utf-8")
-        write_weights(partial, tensors_to_hf(module.config.family, dict(module.named_parameters())), max_shard_bytes)
+        write_weights(partial, tensors_to_hf(layout, dict(module.named_parameters())), max_shard_bytes)
         if directory.exists():
             os.replace(directory, old)
         try:
@@ -252,6 +269,11 @@ def save_directory(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _layout(config: GPTConfig, pooling: Pooling | None) -> str:
+    """How `hub.weights` calls the names and shapes of a checkpoint."""
+    return "gpt2 tokens" if config.family == "gpt2" and pooling == "mean" else config.family
 
 
 def _check_target(directory: Path, overwrite: bool) -> None:

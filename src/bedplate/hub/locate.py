@@ -10,7 +10,7 @@ from bedplate.errors import InputError
 
 ZOO = "bedplate_zoo"
 HUB = re.compile(r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>.+))?")
-HUB_FILES = ["*.json", "*.safetensors", "*.txt", "README.md"]
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
 
 
 def locate(source: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -10,27 +10,38 @@ from typing import Any, overload
 import torch
 from tokenizers import Tokenizer
 
-from bedplate.data.tokenizer import load_tokenizer
+from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
 from bedplate.hub.locate import locate
 from bedplate.hub.text import TextStream
+from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
+from bedplate.tasks.classify import predict_labels
 
 
 @dataclass
 class Model:
-    """A language model. `module(ids)` gives logits (B, N, V); `tokenizer` is None where the directory has none."""
+    """A language model or a classifier; `tokenizer` is None where the directory has none.
 
-    module: GPT
+    `module(ids)` gives logits: (B, N, V) of a language model, (B, C) of a classifier.
+    """
+
+    module: GPT | Classifier
     tokenizer: Tokenizer | None = None
     card: str = ""
     special: SpecialTokens = field(default_factory=SpecialTokens)
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)  # as the directory has it, chat template included
 
     @property
     def config(self) -> GPTConfig:
         return self.module.config
+
+    @property
+    def labels(self) -> list[str] | None:
+        """A classifier's labels, in the order of its logits; None for a language model."""
+        return self.module.labels if isinstance(self.module, Classifier) else None
 
     @overload
     def generate(
@@ -65,6 +76,7 @@ class Model:
         Raises:
             InputError: text without a tokenizer, or a prompt or setting that `sampling.generate` refuses.
         """
+        module = self.need_language_model()
         options.setdefault("stop_ids", self.special.eos)
         given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
         texts = [prompt for prompt in given if isinstance(prompt, str)]
@@ -75,22 +87,47 @@ class Model:
             return self._generate_text(texts, [stop] if isinstance(stop, str) else list(stop), stream, options)
         if stop or stream:
             raise InputError("stop and stream work on text; give prompts as strings")
-        return generate(self.module, rows, **options)
+        return generate(module, rows, **options)
 
-    def predict(self, inputs: str | Sequence[str], **options: Any) -> list[dict[str, str]]:
-        """`[{"text": continuation}]`, one an input; options are those of `generate`."""
-        return [{"text": text} for text in self.generate(inputs, **options)]
+    def chat(self, messages: Sequence[Mapping[str, str]], **options: Any) -> dict[str, str]:
+        """The next message, {"role": "assistant", "content"}; options as those of `generate`, see `hub.chat.chat`."""
+        from bedplate.hub.chat import chat  # Jinja is loaded by those who chat
+
+        return chat(self, messages, **options)
+
+    def predict(self, inputs: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
+        """One prediction an input, in order.
+
+        A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
+        tokens (an option; default: the model's context, at most 512) is read in windows. A language model gives
+        `{"text": continuation}`; options are those of `generate`.
+        """
+        if not isinstance(self.module, Classifier):
+            return [{"text": text} for text in self.generate(inputs, **options)]
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        length = options.pop("sequence_length", min(self.config.max_position_embeddings, 512))
+        if options:
+            raise InputError(f"{next(iter(options))} is no option of a classifier; it has sequence_length")
+        return predict_labels(self.module, self.need_tokenizer(), texts, length)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""
-        save_directory(directory, self.module, self.tokenizer, self.card, special=self.special, overwrite=overwrite)
+        save_directory(
+            directory,
+            self.module,
+            self.tokenizer,
+            self.card,
+            special=self.special,
+            tokenizer_config=self.tokenizer_config,
+            overwrite=overwrite,
+        )
 
     def _generate_text(
         self, prompts: list[str], stop: list[str], stream: Callable[[int, str], object] | None, options: dict[str, Any]
     ) -> list[str]:
         if "" in stop:
             raise InputError("an empty stop string would end every text at once; leave it out")
-        tokenizer = self._need_tokenizer()
+        tokenizer = self.need_tokenizer()
         rows = [self._encode(tokenizer, prompt) for prompt in prompts]
         texts = [TextStream(tokenizer, row, stop) for row in rows]
 
@@ -102,7 +139,7 @@ class Model:
             give(row, texts[row].add(token))
             return texts[row].stopped
 
-        generate(self.module, rows, on_token=on_token, **options)
+        generate(self.need_language_model(), rows, on_token=on_token, **options)
         for row, text in enumerate(texts):
             give(row, text.finish())
         return [text.text for text in texts]
@@ -112,7 +149,18 @@ class Model:
         start = self.special.bos if self.special.bos is not None else next(iter(self.special.eos), None)
         return list(tokenizer.encode(prompt).ids) or ([] if start is None else [start])
 
-    def _need_tokenizer(self) -> Tokenizer:
+    def need_language_model(self) -> GPT:
+        """The module, where it can write text.
+
+        Raises:
+            InputError: it is a classifier.
+        """
+        if not isinstance(self.module, GPT):
+            labels = ", ".join(self.module.labels[:8])
+            raise InputError(f"this model is a classifier (of {labels}) and writes no text; use `predict` with it")
+        return self.module
+
+    def need_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise InputError(
                 "this model has no tokenizer: put its tokenizer.json into the directory and load it again, "
@@ -136,4 +184,4 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"
     text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-    return Model(module, tokenizer, text, read_special_tokens(directory))
+    return Model(module, tokenizer, text, read_special_tokens(directory), load_tokenizer_config(directory))

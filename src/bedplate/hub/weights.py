@@ -22,6 +22,7 @@ _GPT2 = {
     "trunk.blocks.{}.mlp.down_proj": "transformer.h.{}.mlp.c_proj",
     "trunk.norm": "transformer.ln_f",
     "head": "lm_head",
+    "score": "score",
 }
 _LLAMA = {
     "embed": "model.embed_tokens",
@@ -38,8 +39,10 @@ _LLAMA = {
     "trunk.blocks.{}.mlp.down_proj": "model.layers.{}.mlp.down_proj",
     "trunk.norm": "model.norm",
     "head": "lm_head",
+    "score": "score",
 }
-_MODULES = {"gpt2": _GPT2, "llama": _LLAMA, "qwen3": _LLAMA}
+# GPT2ForTokenClassification calls its score otherwise; the other families' classes agree.
+_MODULES = {"gpt2": _GPT2, "gpt2 tokens": {**_GPT2, "score": "classifier"}, "llama": _LLAMA, "qwen3": _LLAMA}
 
 HEAD = "lm_head.weight"
 
@@ -72,9 +75,11 @@ def full_names(family: str, names: Iterable[str]) -> dict[str, str]:
 
     A checkpoint saved from the bare model (`GPT2Model`, `Qwen3Model`) has no prefix.
     """
-    prefix = "transformer." if family == "gpt2" else "model."
+    prefix = "transformer." if family.startswith("gpt2") else "model."
     kept = (name for name in names if not _BUFFER.search(name))
-    return {name if name.startswith((prefix, "lm_head.")) else prefix + name: name for name in kept}
+    return {
+        name if name.startswith((prefix, "lm_head.", "score.", "classifier.")) else prefix + name: name for name in kept
+    }
 
 
 @torch.no_grad()

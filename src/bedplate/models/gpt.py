@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class GPTConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     trunk: TrunkConfig
+    is_causal: bool = True  # False: every token sees all of its text, as in an encoder
 
     @staticmethod
     def from_preset(
@@ -61,8 +62,8 @@ class GPTConfig:
         return GPTConfig(preset, vocab_size, max_position_embeddings, tie_word_embeddings, trunk)
 
 
-class GPT(nn.Module):
-    """Token ids in, logits over the next token out."""
+class TextModel(nn.Module):
+    """Token ids in, hidden states out: what models of text share."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -73,13 +74,6 @@ class GPT(nn.Module):
         self.positions = nn.Embedding(c.max_position_embeddings, d) if c.trunk.rope is None else None
         self.dropout = nn.Dropout(c.trunk.dropout) if c.trunk.dropout else nn.Identity()
         self.trunk = Trunk(c.trunk)
-        self.head = nn.Linear(d, c.vocab_size, bias=False)
-        self.tie_weights()
-
-    def tie_weights(self) -> None:
-        """Let the head share the embedding's weight where the config says so."""
-        if self.config.tie_word_embeddings:
-            self.head.weight = self.embed.weight
 
     def hidden(
         self,
@@ -109,8 +103,61 @@ class GPT(nn.Module):
         x = self.embed(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
-        span = Span.causal(self.dropout(x), pos, valid=valid, doc=doc, right_padded=right_padded)
-        return self.trunk(span, cache)
+        x = self.dropout(x)
+        if self.config.is_causal:
+            return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache)
+        return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache)
+
+    def flops_per_token(self, length: int) -> int:
+        """Training FLOPs a token at rows of `length` tokens, a large head included."""
+        return self.trunk.flops_per_token(length)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Fresh weights, a pure function of the seed.
+
+        GPT-2 keeps its own: normal 0.02, residual outputs 0.02 / sqrt(2 L), zero biases. The others start as the
+        identity: matrices normal 1 / sqrt(fan_in), outputs into the residual stream zero, so that every block begins as
+        a no-op and depth does not set the scale; embeddings normal 0.02, which gives a tied head near-uniform first
+        predictions; a classifier's score is zero. Norm gains are 1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        gpt2 = self.config.family == "gpt2"
+        for name, parameter in self.named_parameters():
+            shape = parameter.shape
+            if parameter.dim() < 2:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                continue
+            if name == "score.weight":
+                std = 0.0
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = 0.02 / math.sqrt(2 * self.config.trunk.num_hidden_layers) if gpt2 else 0.0
+            elif gpt2 or name.startswith(("embed", "positions", "head")):
+                std = 0.02
+            else:
+                std = 1 / math.sqrt(shape[1])
+            parameter.copy_(torch.randn(shape, generator=generator) * std)
+
+
+class GPT(TextModel):
+    """Token ids in, logits over the next token out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.trunk.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's weight where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.head.weight = self.embed.weight
+
+    def with_dropout(self, dropout: float) -> GPT:
+        """The same network and weights with another dropout."""
+        config = replace(self.config, trunk=replace(self.config.trunk, dropout=dropout))
+        copy = GPT(config)
+        copy.load_state_dict(self.state_dict())
+        return copy.to(self.embed.weight.device)
 
     def forward(self, ids: Tensor, **options: Any) -> Tensor:
         """Logits `(B, N, V)`; options are those of `hidden`."""
@@ -120,30 +167,5 @@ class GPT(nn.Module):
         """(summed negative log-likelihood of `targets (B, N)` in nats, number counted); see `linear_cross_entropy`."""
         return linear_cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
 
-    @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Fresh weights, a pure function of the seed.
-
-        GPT-2 keeps its own: normal 0.02, residual outputs 0.02 / sqrt(2 L), zero biases. The others start as the
-        identity: matrices normal 1 / sqrt(fan_in), outputs into the residual stream zero, so that every block begins as
-        a no-op and depth does not set the scale; embeddings normal 0.02, which gives a tied head near-uniform first
-        predictions. Norm gains are 1.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        gpt2 = self.config.family == "gpt2"
-        for name, parameter in self.named_parameters():
-            shape = parameter.shape
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-                continue
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                std = 0.02 / math.sqrt(2 * self.config.trunk.num_hidden_layers) if gpt2 else 0.0
-            elif gpt2 or name.startswith(("embed", "positions", "head")):
-                std = 0.02
-            else:
-                std = 1 / math.sqrt(shape[1])
-            parameter.copy_(torch.randn(shape, generator=generator) * std)
-
     def flops_per_token(self, length: int) -> int:
-        """Training FLOPs a token at rows of `length` tokens, the head included."""
-        return self.trunk.flops_per_token(length) + 6 * self.head.weight.numel()
+        return super().flops_per_token(length) + 6 * self.head.weight.numel()

@@ -62,3 +62,10 @@ class Span:
         n = x.shape[1]
         pos = torch.arange(n, device=x.device) if pos is None else pos
         return Span(x, pos, runs=((n, 1),), valid=valid, doc=doc, right_padded=right_padded)
+
+    @staticmethod
+    def full(x: Tensor, pos: Tensor | None = None, *, valid: Tensor | None = None, doc: Tensor | None = None) -> Span:
+        """Text or image as an encoder reads it: every token sees every other."""
+        n = x.shape[1]
+        pos = torch.arange(n, device=x.device) if pos is None else pos
+        return Span(x, pos, runs=((n, 0),), valid=valid, doc=doc)

@@ -7,22 +7,39 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from bedplate.errors import InputError
-from bedplate.recipe.schema import Recipe
+from bedplate.recipe.finetune import FinetuneRecipe
+from bedplate.recipe.schema import Recipe, RunRecipe
+
+R = TypeVar("R", bound=RunRecipe)
 
 
 def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
-    """A checked recipe from a YAML file, a mapping or a recipe, with `key.path=value` overrides applied.
+    """A checked recipe of pre-training from a YAML file, a mapping or a recipe, with overrides applied.
+
+    Args:
+        overrides: `key.path=value` each.
 
     Raises:
         InputError: missing or malformed file, unknown key, wrong type, or values that contradict each other.
     """
-    if isinstance(recipe, Recipe):
+    return _read(Recipe, recipe, overrides)
+
+
+def read_finetune_recipe(
+    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe, overrides: Sequence[str] = ()
+) -> FinetuneRecipe:
+    """A checked recipe of fine-tuning; see `read_recipe`."""
+    return _read(FinetuneRecipe, recipe, overrides)
+
+
+def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> R:
+    if isinstance(recipe, RunRecipe):
         name, values = "recipe", recipe.model_dump(mode="json")
     elif isinstance(recipe, Mapping):
         name, values = "recipe", _copy(recipe)
@@ -30,13 +47,15 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         name, values = str(recipe), _read_yaml(Path(recipe))
     for override in overrides:
         _apply(values, override)
+    if "base" in values and kind is Recipe:
+        raise InputError(f"{name}: it has a `base`, so it is for `bedplate finetune`; pre-training starts from nothing")
     try:
-        return Recipe.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{name}: {_sentence(error)}") from None
+        raise InputError(f"{name}: {_sentence(error, kind)}") from None
 
 
-def write_recipe(recipe: Recipe, path: Path) -> None:
+def write_recipe(recipe: RunRecipe, path: Path) -> None:
     """Write the resolved recipe as YAML, whole or not at all; `read_recipe` gives the same recipe back."""
     partial = path.with_name(f".{path.name}.partial")
     # Escaped, not allow_unicode: PyYAML writes the line end U+0085 raw then, and reads it back as a space.
@@ -81,7 +100,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first fault as one sentence; unknown keys go first, since a misspelt key also shows as a missing one."""
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     fault = faults[0]
@@ -89,7 +108,7 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(location)
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_nearest(location)}{more}"
+        return f"unknown key {key!r}{_nearest(location, kind)}{more}"
     if fault["type"] == "missing":
         return f"key {key!r} is missing; add it to the recipe or give {key}=VALUE{more}"
     message = fault["msg"].removeprefix("Value error, ")
@@ -98,9 +117,9 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}, got {fault['input']!r}{more}"
 
 
-def _nearest(location: list[str]) -> str:
+def _nearest(location: list[str], kind: type[BaseModel]) -> str:
     """'; did you mean X?' for an unknown key: among its neighbours first, then among all keys."""
-    section: type[BaseModel] = Recipe
+    section = kind
     for part in location[:-1]:
         inner = _section(section, part)
         if inner is None:
@@ -108,7 +127,7 @@ def _nearest(location: list[str]) -> str:
         section = inner
     prefix = "".join(f"{part}." for part in location[:-1])
     here = {name: prefix + name for name in section.model_fields}
-    everywhere = {path.rpartition(".")[2]: path for path in _paths(Recipe)}
+    everywhere = {path.rpartition(".")[2]: path for path in _paths(kind)}
     for names, cutoff in ((here, 0.6), (everywhere, 0.8)):
         if match := difflib.get_close_matches(location[-1], names, n=1, cutoff=cutoff):
             return f"; did you mean {names[match[0]]!r}?"

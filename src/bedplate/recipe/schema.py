@@ -134,17 +134,13 @@ class ScheduleRecipe(Strict):
     """learning rate at the end, as a share of the peak"""
 
 
-class TrainRecipe(Strict):
-    """The loop."""
+class LoopRecipe(Strict):
+    """The loop, whatever is trained."""
 
-    steps: Positive
-    """optimizer steps"""
     batch_size: Positive = 32
     """rows a step, over all ranks and micro-batches"""
     micro_batch_size: Positive | None = None
     """rows at one time on a rank (default: all); gradients of the rest are accumulated"""
-    sequence_length: Positive = 256
-    """tokens a row"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast where the hardware multiplies bf16 itself, fp32 otherwise"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -157,6 +153,15 @@ class TrainRecipe(Strict):
     """recompute each block in the backward pass: less memory for about a third more time"""
     ema: Share | None = None
     """decay of an exponential moving average of the weights, which is then what is evaluated and saved"""
+
+
+class TrainRecipe(LoopRecipe):
+    """The loop of pre-training."""
+
+    steps: Positive
+    """optimizer steps"""
+    sequence_length: Positive = 256
+    """tokens a row"""
 
 
 class EvaluateRecipe(Strict):
@@ -192,35 +197,44 @@ class LogRecipe(Strict):
     """write TensorBoard events too (extra `track`)"""
 
 
-class Recipe(Strict):
-    """A whole run."""
+class RunRecipe(Strict):
+    """What every run has; see `Recipe` and `FinetuneRecipe`."""
 
-    task: Literal["language"] = "language"
-    """what is learnt: `language`, the next token of text"""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """decides weights, order of data and dropout"""
     out: Path
     """the run directory"""
-    model: ModelRecipe = Field(default_factory=ModelRecipe)
-    tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
-    data: DataRecipe
-    train: TrainRecipe
+    train: LoopRecipe
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe)
     schedule: ScheduleRecipe = Field(default_factory=ScheduleRecipe)
-    evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
     checkpoint: CheckpointRecipe = Field(default_factory=CheckpointRecipe)
     log: LogRecipe = Field(default_factory=LogRecipe)
 
     @model_validator(mode="after")
-    def _sizes_agree(self) -> Recipe:
-        train, limit = self.train, self.model.max_position_embeddings
+    def _batches_agree(self) -> RunRecipe:
+        train = self.train
         if train.micro_batch_size and train.batch_size % train.micro_batch_size:
             raise ValueError(
                 f"train.batch_size={train.batch_size} is not a multiple of "
                 f"train.micro_batch_size={train.micro_batch_size}"
             )
-        if limit is not None and limit < train.sequence_length:
-            raise ValueError(
-                f"model.max_position_embeddings={limit} is shorter than train.sequence_length={train.sequence_length}"
-            )
+        return self
+
+
+class Recipe(RunRecipe):
+    """Pre-training."""
+
+    task: Literal["language"] = "language"
+    """what is learnt: `language`, the next token of text"""
+    model: ModelRecipe = Field(default_factory=ModelRecipe)
+    tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
+    data: DataRecipe
+    train: TrainRecipe
+    evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
+
+    @model_validator(mode="after")
+    def _row_fits(self) -> Recipe:
+        limit, length = self.model.max_position_embeddings, self.train.sequence_length
+        if limit is not None and limit < length:
+            raise ValueError(f"model.max_position_embeddings={limit} is shorter than train.sequence_length={length}")
         return self

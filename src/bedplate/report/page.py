@@ -1,7 +1,8 @@
 """One self-contained HTML page: no script, no font and no image from anywhere else, so that it can be mailed and kept.
 
 `render` makes a page of headed sections; a section is a list of blocks, the strings that `text`, `table`, `figures`,
-`chart`, `samples` and `code` return. All of them escape what they are given. `run_report` is the page of a whole run.
+`chart`, `samples`, `quotes` and `code` return. All of them escape what they are given. `run_report` is the page of a
+whole run.
 """
 
 import re
@@ -44,17 +45,19 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-
 th, td { text-align: left; vertical-align: top; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere }
 th { font-weight: 500 } tbody th { width: 38%; font-weight: 400 }
+thead + tbody th { width: auto; min-width: 130px } thead th, thead + tbody td { white-space: nowrap }
 .sample { display: grid; grid-template-columns: 92px 1fr; gap: 16px; padding: 12px 0;
   border-top: 1px solid var(--line) }
 .sample > span { font-variant-numeric: tabular-nums; font-size: .85rem; color: var(--muted); padding-top: 2px }
 .sample p { font-family: Charter, Georgia, "Times New Roman", serif; white-space: pre-wrap; overflow-wrap: anywhere;
   margin: 0 0 8px }
+.quote { grid-template-columns: 190px 1fr } .quote > span { white-space: pre-line; overflow-wrap: anywhere }
 .sample b { color: var(--series-1); font-weight: 600 }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px;
   overflow-x: auto; font: .85rem/1.7 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: 0 0 16px }
 footer { margin-top: 56px; padding-top: 12px; border-top: 1px solid var(--line);
   font-size: .82rem; color: var(--muted) }
-@media (max-width: 560px) { .sample { grid-template-columns: 1fr; gap: 0 } body { padding-top: 28px } }
+@media (max-width: 560px) { .sample, .quote { grid-template-columns: 1fr; gap: 0 } body { padding-top: 28px } }
 @media print { body { max-width: none; padding: 0; background: none } .figures div, figure, pre { break-inside: avoid }
   h2 { break-after: avoid } pre { white-space: pre-wrap } }
 """
@@ -62,6 +65,9 @@ footer { margin-top: 56px; padding-top: 12px; border-top: 1px solid var(--line);
 # What a run's summary may hold, in the order of the page: key -> (label, unit).
 HEADLINES = {
     "val_bits_per_byte": ("Held-out text", "bits per byte"),
+    "test_accuracy": ("Test texts", "labelled right"),
+    "val_accuracy": ("Validation texts", "labelled right"),
+    "majority": ("Without a model", "right by always saying the most frequent class"),
     "parameters": ("Size", "parameters"),
     "tokens": ("Read", "tokens"),
     "steps": ("Learned in", "steps"),
@@ -69,6 +75,7 @@ HEADLINES = {
     "tokens_per_second": ("Speed", "tokens/s"),
     "mfu": ("Hardware used", "of its peak"),
 }
+SHARES = ("test_accuracy", "val_accuracy", "majority", "mfu")  # from 0 to 1, shown as percent
 
 
 def duration(seconds: float) -> str:
@@ -77,6 +84,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(share: float) -> str:
+    """`87.1 %`, with a space that no line breaks at."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def text(*paragraphs: str, muted: bool = False) -> str:
@@ -122,6 +134,14 @@ def samples(items: Iterable[tuple[int, str, str]]) -> str:
     )
 
 
+def quotes(items: Iterable[tuple[str, str]]) -> str:
+    """Texts as (note, text), each beside its note, which may have several lines."""
+    return "".join(
+        f'<div class="sample quote"><span>{escape(note)}</span><div><p>{escape(quoted)}</p></div></div>'
+        for note, quoted in items
+    )
+
+
 def code(lines: Iterable[str]) -> str:
     """Commands or code, one a line."""
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
@@ -155,7 +175,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def _series(metrics: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def by_step(metrics: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """The points (step, value) of a line, from those rows of metrics.jsonl that have the key."""
     return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
 
 
@@ -164,10 +185,10 @@ def _headlines(summary: Mapping[str, Any]) -> str:
     for key, (label, unit) in HEADLINES.items():
         if (value := summary.get(key)) is None:
             continue
-        shown = duration(value) if key == "seconds" else f"{value:.1%}" if key == "mfu" else compact(value)
+        show = duration if key == "seconds" else percent if key in SHARES else compact
         if f"{key}_low" in summary:
-            unit = f"{unit} ({compact(summary[f'{key}_low'])} to {compact(summary[f'{key}_high'])})"
-        items.append((label, shown, unit))
+            unit = f"{unit} ({show(summary[f'{key}_low'])} to {show(summary[f'{key}_high'])})"
+        items.append((label, show(value), unit))
     return figures(items)
 
 
@@ -177,12 +198,12 @@ def _training_bits_per_byte(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[
     if not both:
         return []
     factor = both[-1]["val_bits_per_byte"] / both[-1]["val_loss"]
-    return [(step, factor * loss) for step, loss in _series(metrics, "loss")]
+    return [(step, factor * loss) for step, loss in by_step(metrics, "loss")]
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    training = _series(metrics, "bits_per_byte") or _training_bits_per_byte(metrics)
-    quality = {"held-out": _series(metrics, "val_bits_per_byte"), "training": training}
+    training = by_step(metrics, "bits_per_byte") or _training_bits_per_byte(metrics)
+    quality = {"held-out": by_step(metrics, "val_bits_per_byte"), "training": training}
     y_label = "bits per byte, lower is better"
     learning = line_chart(quality, title="Learning", x_label="step", y_label=y_label, y_log=True)
     pair = [
@@ -191,7 +212,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
             ("tokens_per_second", "Speed", "tokens per second"),
             ("learning_rate", "Learning rate", "as scheduled"),
         )
-        if (points := _series(metrics, key))
+        if (points := by_step(metrics, key))
     ]
     return [chart(learning), f'<div class="pair">{"".join(pair)}</div>']
 
@@ -209,8 +230,9 @@ def run_report(record: Mapping[str, Any]) -> str:
 
     `record` holds "name" and, each optional: "summary" (the keys of `HEADLINES`, with `_low` and `_high` for an
     interval; any others become a table), "metrics" and "samples" (the rows of metrics.jsonl and samples.jsonl),
-    "timings" ({part: seconds}), "settings" and "environment" (nested dicts), and "next" (commands). Training's bits per
-    byte, where no row has them, follow from the loss and the bytes per token of the held-out text.
+    "sections" (more of what `render` takes, placed before the commands), "timings" ({part: seconds}), "settings" and
+    "environment" (nested dicts), and "next" (commands). Training's bits per byte, where no row has them, follow from
+    the loss and the bytes per token of the held-out text.
     """
     summary, metrics, written = record.get("summary", {}), record.get("metrics", []), record.get("samples", [])
     sections: list[tuple[str, Sequence[str]]] = [("", [_headlines(summary)])]
@@ -222,6 +244,7 @@ def run_report(record: Mapping[str, Any]) -> str:
         sections.append(("How it learned", [text(explained, muted=True), *_curves(metrics)]))
     if written:
         sections.append(("What it wrote along the way", [samples(_shown_samples(written))]))
+    sections += record.get("sections", [])
     if record.get("next"):
         sections.append(("What to do next", [code(record["next"])]))
     if record.get("timings"):

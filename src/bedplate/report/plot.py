@@ -18,6 +18,8 @@ MAX_POINTS = 600  # more than one a pixel or so only makes the page heavier
 MARKED_POINTS = 30  # a line of so few points shows each of them
 # After Okabe and Ito: colour-blind readers tell them apart.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#666666")
+MATRIX_CLASSES = 20  # what a confusion matrix can show with counts that can be read
+SHADE = 0.55  # of the darkest cell: ink stays legible on it in the light and in the dark theme
 SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
@@ -30,6 +32,12 @@ def compact(value: float) -> str:
     value = float(f"{value:.3g}")  # round first: 999,999 is 1M and not 1000k
     scale, suffix = next(((s, x) for s, x in SCALES if abs(value) >= s), (1.0, ""))
     return f"{value / scale:.3g}{suffix}".replace("e-0", "e-")
+
+
+def clip(text: str, length: int) -> str:
+    """The text on one line, cut to `length` characters with `…` as the last."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1].rstrip()}…"
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -53,7 +61,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values of [low, high] to pixels, and knows where its ticks are."""
+    """Maps values of [low, high] to pixels, and knows where its ticks are and the names of ticks that have some."""
 
     low: float
     high: float
@@ -61,6 +69,7 @@ class Axis:
     pixel_high: float
     ticks: list[float]
     log: bool = False
+    names: Sequence[str] = ()
 
     def __call__(self, value: float) -> float:
         f: Callable[[float], float] = math.log10 if self.log else float
@@ -69,6 +78,8 @@ class Axis:
 
     def labels(self) -> list[str]:
         """One text a tick, all in the same unit and, on a linear axis, with the same number of decimals."""
+        if self.names:
+            return list(self.names)
         if self.log:
             return [compact(tick) for tick in self.ticks]
         largest = max(abs(tick) for tick in self.ticks)
@@ -142,6 +153,11 @@ def _frame(title: str, body: Sequence[str], width: float = WIDTH, height: float 
     )
 
 
+def _nothing(title: str, width: float = WIDTH) -> str:
+    words = _text(width / 2, 70, "nothing was recorded", 'text-anchor="middle" opacity=".65"')
+    return _frame(title, [words], width, 110)
+
+
 def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> list[str]:
     parts = [_text(0, 36, y_label, 'opacity=".65"')]
     for tick, label in zip(y.ticks, y.labels(), strict=True):
@@ -161,6 +177,21 @@ def _legend(names: Sequence[str], width: float) -> list[str]:
         parts.append(f'<rect x="{right - 18:.1f}" y="9" width="12" height="4" rx="2" fill="{_color(index)}"/>')
         right -= 34
     return parts
+
+
+def _legend_below(entries: Sequence[tuple[str, str, str]], top: float) -> tuple[list[str], float]:
+    """Entries (name, colour, dashes), too long to stand beside a title, in the lines that they need; and the bottom."""
+    parts, x = [], float(LEFT)
+    for name, color, dashes in entries:
+        shown = clip(name, 90)
+        width = 22 + 6.6 * len(shown)
+        if x > LEFT and x + width > WIDTH:
+            x, top = LEFT, top + 20
+        stroke = f'stroke="{color}" stroke-width="3" stroke-dasharray="{dashes}"'
+        parts.append(f'<path d="M{x:.1f},{top - 4} h14" {stroke}/>')
+        parts.append(_text(x + 22, top, shown))
+        x += width + 24
+    return parts, top
 
 
 def _line(segments: Sequence[list[Point]], x: Axis, y: Axis, color: str, width: float) -> list[str]:
@@ -192,9 +223,7 @@ def line_chart(
     runs = {name: [list(run) for ok, run in groupby(points, drawable) if ok] for name, points in series.items()}
     lines = {name: segments for name, segments in runs.items() if segments}
     if not lines:
-        return _frame(
-            title, [_text(width / 2, 70, "nothing was recorded", 'text-anchor="middle" opacity=".65"')], width, 110
-        )
+        return _nothing(title, width)
     points = [point for segments in lines.values() for segment in segments for point in segment]
     x, y = _x_axis([a for a, _ in points], width), _y_axis([b for _, b in points], y_log)
     body = _grid(x, y, x_label, y_label) + (_legend(list(lines), width) if len(lines) > 1 else [])
@@ -220,3 +249,105 @@ def bar_chart(values: Mapping[str, float], *, title: str, unit: str = "") -> str
         body.append(f'<rect x="{left:.1f}" y="{y}" width="{max(width, 1):.1f}" height="18" rx="3" fill="{_color(0)}"/>')
         body.append(_text(left + width + 8, y + 13, f"{compact(value)} {unit}".rstrip(), 'font-weight="600"'))
     return _frame(title, body, WIDTH, top + row * len(bars))
+
+
+def interval_chart(
+    series: Mapping[str, Sequence[tuple[str, float, float, float]]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    baseline: tuple[str, float] | None = None,
+) -> str:
+    """Values with their intervals over categories as one `<svg>`: the marks of a category stand side by side.
+
+    A point is (category, value, low, high); categories keep the order in which they first appear. `baseline` (name,
+    value) is a dashed line. A point that is not finite is left out. With nothing to draw, it says so.
+    """
+    drawn = {name: [p for p in points if all(map(math.isfinite, p[1:]))] for name, points in series.items()}
+    categories = list(dict.fromkeys(point[0] for points in drawn.values() for point in points))
+    if not categories:
+        return _nothing(title)
+    values = [value for points in drawn.values() for point in points for value in point[1:]]
+    y = _y_axis(values + ([baseline[1]] if baseline else []), log=False)
+    middles = [index + 0.5 for index in range(len(categories))]
+    x = Axis(
+        0, len(categories), LEFT, WIDTH - 4, middles, names=[clip(name, 90 // len(categories)) for name in categories]
+    )
+    body, legend = _grid(x, y, x_label, y_label), [(name, _color(i), "") for i, name in enumerate(drawn)]
+    if baseline:
+        body.append(
+            f'<path d="M{LEFT},{y(baseline[1]):.1f} H{WIDTH - 4}" stroke="currentColor" stroke-dasharray="5 4"/>'
+        )
+        legend.append((f"{baseline[0]}: {compact(baseline[1])}", "currentColor", "4 1.5"))
+    slot, decimals = 0.84 / len(drawn), 1 + max(len(label.partition(".")[2]) for label in y.labels())
+    for index, points in enumerate(drawn.values()):
+        for category, *point in points:
+            middle = x(categories.index(category) + 0.5 + (index - (len(drawn) - 1) / 2) * slot)
+            body += _mark(
+                middle, [y(value) for value in point], f"{point[0]:,.{decimals}f}", x(slot) - x(0), _color(index)
+            )
+    below, bottom = _legend_below(legend, HEIGHT + 18)
+    return _frame(title, body + below, WIDTH, bottom + 10)
+
+
+def _mark(x: float, heights: Sequence[float], text: str, room: float, color: str) -> list[str]:
+    """One value with its interval, heights = (value, low, high) in pixels, and its text above in `room` pixels."""
+    value, low, high = heights
+    size = max(7.0, min(12.0, (room - 3) / (0.6 * len(text))))
+    caps = f"M{x - 6:.1f},{low:.1f} h12 M{x - 6:.1f},{high:.1f} h12"
+    halo = 'stroke="var(--card, #fff)" stroke-width="3" paint-order="stroke"'  # keeps lines out of the figures
+    return [
+        f'<path d="M{x:.1f},{low:.1f} V{high:.1f} {caps}" fill="none" stroke="{color}" stroke-width="1.8"/>',
+        f'<circle cx="{x:.1f}" cy="{value:.1f}" r="3" fill="{color}"/>',
+        _text(x, high - 7, text, f'text-anchor="middle" font-size="{size:.1f}" font-weight="600" {halo}'),
+    ]
+
+
+def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, title: str) -> str:
+    """A confusion matrix (C, C) as one `<svg>`: rows are true classes, and the shade is the share of the row.
+
+    Of more than `MATRIX_CLASSES` classes it shows those with the most rows, and says how many rows that leaves out.
+    """
+    totals = [sum(row) for row in counts]
+    shown = sorted(sorted(range(len(labels)), key=lambda c: -totals[c])[:MATRIX_CLASSES])
+    names = [clip(labels[c], 22) for c in shown]
+    longest = 6.6 * max(map(len, names))
+    left = longest + 14
+    wide = min(160.0, (WIDTH - left) / len(shown))
+    slanted = longest > wide - 6
+    if slanted:  # the last name reaches beyond its column
+        wide = min(wide, (WIDTH - left - 0.77 * longest) / len(shown))
+    high, top = max(22.0, min(wide, 48.0)), 74 + (0.64 * longest if slanted else 0)
+    body = [_text(0, 38, "rows: the label in the data · columns: what the model said", 'opacity=".65"')]
+    for j, name in enumerate(names):
+        x = left + wide * (j + 0.5)
+        turn = f'transform="rotate(-40 {x:.1f} {top - 8:.1f})"' if slanted else 'text-anchor="middle"'
+        body.append(_text(x, top - 8, name, turn))
+    for i, row in enumerate(shown):
+        body.append(_text(left - 8, top + high * (i + 0.5) + 4, names[i], 'text-anchor="end"'))
+        for j, column in enumerate(shown):
+            share = counts[row][column] / max(totals[row], 1)
+            body += _cell(left + wide * j, top + high * i, wide, high, counts[row][column], share, row == column)
+    bottom = top + high * len(shown)
+    if len(shown) < len(labels):
+        left_out = sum(totals) - sum(counts[i][j] for i in shown for j in shown)
+        texts = f"{left_out:,} of {sum(totals):,} texts are not shown"
+        bottom += 24
+        body.append(
+            _text(0, bottom, f"the {len(shown)} most frequent of {len(labels):,} classes: {texts}", 'opacity=".65"')
+        )
+    return _frame(title, body, WIDTH, bottom + 8)
+
+
+def _cell(x: float, y: float, wide: float, high: float, count: int, share: float, diagonal: bool) -> list[str]:
+    """One cell of a matrix: the count and, where there is room, its share of the row; the diagonal is framed."""
+    text = f"{count:,} · {100 * share:.0f} %" if wide >= 90 else f"{count:,}"
+    size = max(7.0, min(12.0, (wide - 4) / (0.6 * len(text))))
+    frame = 'stroke="currentColor" stroke-opacity=".5"' if diagonal else 'stroke="currentColor" stroke-opacity=".13"'
+    middle = f'text-anchor="middle" font-size="{size:.1f}"' + ("" if count else ' opacity=".4"')
+    return [
+        f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{wide - 2:.1f}" height="{high - 2:.1f}" rx="3" '
+        f'fill="{_color(0)}" fill-opacity="{SHADE * share:.3f}" {frame}/>',
+        _text(x + wide / 2, y + high / 2 + 0.36 * size, text, middle),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -13,8 +13,8 @@ Batch = Mapping[str, Tensor]
 class Task(Protocol):
     """What the loop asks of a task."""
 
-    metrics: ClassVar[tuple[str, ...]]
-    """names of what `evaluate` measures; of each, lower is better"""
+    metrics: ClassVar[Mapping[str, Literal["min", "max"]]]
+    """what `evaluate` measures, and whether the least or the greatest value is best"""
 
     @property
     def module(self) -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,13 +26,21 @@ class Language:
     Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`.
     """
 
-    metrics: ClassVar[tuple[str, ...]] = ("bits_per_byte", "loss")
+    metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"bits_per_byte": "min", "loss": "min"}
 
     def __init__(
-        self, module: GPT, tokenizer: Tokenizer, prompts: Sequence[str] = ("",), sample_tokens: int = 48
+        self,
+        module: GPT,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str] = ("",),
+        sample_tokens: int = 48,
+        encode_prompt: Callable[[str], list[int]] | None = None,
+        stop_ids: Iterable[int] | None = None,
     ) -> None:
         self.module, self.tokenizer = module, tokenizer
         self.prompts, self.sample_tokens = list(prompts), sample_tokens
+        self.encode_prompt = encode_prompt or (lambda prompt: tokenizer.encode(prompt).ids)
+        self.stop_ids = stop_ids
         lengths = token_byte_lengths(tokenizer)
         padding = module.config.vocab_size - len(lengths)  # a network may have more rows than its tokenizer has tokens
         self._byte_lengths = torch.from_numpy(np.pad(lengths, (0, max(padding, 0))))
@@ -76,7 +84,7 @@ class Language:
         if not self.sample_tokens:
             return []
         end = end_of_text_id(self.tokenizer)
-        prompts = [self.tokenizer.encode(prompt).ids or [end] for prompt in self.prompts]
+        prompts = [self.encode_prompt(prompt) or [end] for prompt in self.prompts]
         was_training = self.module.training
         self.module.eval()
         drawn = generate(
@@ -86,7 +94,7 @@ class Language:
             temperature=0.8,
             top_k=50,
             seed=seed,
-            stop_ids={end},
+            stop_ids={end} if self.stop_ids is None else set(self.stop_ids),
         )
         self.module.train(was_training)
         texts = self.tokenizer.decode_batch(drawn)

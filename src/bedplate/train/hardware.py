@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from bedplate.errors import InputError
-from bedplate.recipe.schema import TrainRecipe
+from bedplate.recipe.schema import LoopRecipe
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
@@ -37,7 +37,7 @@ class Hardware:
         return f"{name}{threads}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'} ({self.reason})"
 
 
-def choose_hardware(recipe: TrainRecipe) -> Hardware:
+def choose_hardware(recipe: LoopRecipe) -> Hardware:
     """Resolve `train.device`, `train.threads` and `train.precision`, and set the thread count.
 
     Raises:

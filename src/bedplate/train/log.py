@@ -19,7 +19,7 @@ from bedplate.recipe.schema import LogRecipe
 class RunLog:
     """Rows of numbers to metrics.jsonl and a person's screen (stderr)."""
 
-    def __init__(self, folder: Path, recipe: LogRecipe, steps: int, console: Console | None = None) -> None:
+    def __init__(self, folder: Path, recipe: LogRecipe, console: Console | None = None) -> None:
         self.folder, self.recipe = folder, recipe
         self.console = console or Console(stderr=True)
         self._progress = Progress(
@@ -31,7 +31,7 @@ class RunLog:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._bar = self._progress.add_task("train", total=steps, numbers="")
+        self._bar = self._progress.add_task("train", total=None, numbers="")
         self._tensorboard: Any = None
         self._make_writer: Any = None
 
@@ -49,6 +49,10 @@ class RunLog:
         self._progress.stop()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+    def total(self, steps: int) -> None:
+        """Tell the bar how many steps there will be."""
+        self._progress.update(self._bar, total=steps)
 
     def rewind(self, step: int) -> None:
         """Forget rows of later steps, which a resumed run is about to write again."""
@@ -116,6 +120,7 @@ def _short(row: dict[str, Any]) -> str:
     shown = {
         "loss": "loss {:.3f}",
         "val_bits_per_byte": "held-out {:.4f} bits/byte",
+        "val_accuracy": "held-out accuracy {:.1%}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "{:.0%} of peak",
     }

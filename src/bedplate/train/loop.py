@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.errors import InputError, Interrupted
-from bedplate.recipe.schema import Recipe
+from bedplate.recipe.schema import RunRecipe
 from bedplate.tasks import Batch, Task
 from bedplate.train.checkpoint import Checkpoint, Checkpoints, copy_into
 from bedplate.train.hardware import Hardware, matmul_ceiling
@@ -44,13 +44,17 @@ class Data:
 class Trainer:
     """One run, from its first step or its newest checkpoint to its end."""
 
-    recipe: Recipe
+    recipe: RunRecipe
     task: Task
     data: Data
     hardware: Hardware
     folder: Path
     save_model: Callable[[], None]  # writes the model directory from the module's current weights
     log: RunLog
+    steps: int
+    evaluate_every: int
+    metric: str  # whose best evaluation the model is from
+    patience: int | None = None  # evaluations without a better one after which training stops
     step: int = 0
     best: dict[str, Any] | None = None
     ema: dict[str, Tensor] = field(default_factory=dict)
@@ -90,10 +94,12 @@ class Trainer:
         recipe = self.recipe
         wrap(self.module, recipe.train)
         self._peak = matmul_ceiling(self.hardware)
-        steps = recipe.train.steps
+        steps = self.steps
         with stop_signals() as stopped, closing(self.data.train(self.step, steps)) as batches:
             if self.step == 0:
                 self._evaluate()
+            if self._is_over():
+                batches.close()  # resumed where it had stopped early
             self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
             for batch in batches:
                 self._train_step(batch)
@@ -101,12 +107,15 @@ class Trainer:
                 last = self.step == steps
                 if self.step % recipe.log.every == 0 or last:
                     self._log_step()
-                if self.step % recipe.evaluate.every == 0 or last:
+                if self.step % self.evaluate_every == 0 or last:
                     self._evaluate()
+                    last = last or self._is_over()
                 if self.step % recipe.checkpoint.every == 0 or last:
                     self._save()
                 self.log.advance(self.step, None)
-                if stopped() and not last:
+                if last:
+                    break
+                if stopped():
                     self._save()
                     raise Interrupted(
                         f"Stopped after step {self.step} of {steps}; everything is saved in {self.folder}."
@@ -119,7 +128,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         recipe = self.recipe
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)  # dropout follows from the step alone
-        set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, recipe.train.steps))
+        set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
         rows = recipe.train.micro_batch_size or recipe.train.batch_size
         total = weight = torch.zeros((), device=self.hardware.device)
@@ -206,11 +215,19 @@ class Trainer:
             }
         self.log.numbers(row)
         self.log.samples(self.step, samples)
-        name = self.recipe.evaluate.metric
-        value = metrics[name]["value"]
-        if self.step and math.isfinite(value) and (self.best is None or value < self.best["value"]):
-            self.best = {"metric": name, "value": value, "step": self.step}
+        value = metrics[self.metric]["value"]
+        if self.step and math.isfinite(value) and (self.best is None or self._is_better(value, self.best["value"])):
+            self.best = {"metric": self.metric, "value": value, "step": self.step}
             self._save()
+
+    def _is_better(self, value: float, best: float) -> bool:
+        return value > best if self.task.metrics[self.metric] == "max" else value < best
+
+    def _is_over(self) -> bool:
+        """Whether the best evaluation is `patience` evaluations ago."""
+        if self.patience is None or self.best is None or self.step == self.steps:
+            return False
+        return self.step // self.evaluate_every - self.best["step"] // self.evaluate_every >= self.patience
 
     def _save(self) -> None:
         self._read_losses()  # never keep weights that a bad loss has spoilt, or a last update

@@ -7,10 +7,10 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bedplate.recipe.schema import TrainRecipe
+from bedplate.recipe.schema import LoopRecipe
 
 
-def wrap(module: nn.Module, recipe: TrainRecipe) -> None:
+def wrap(module: nn.Module, recipe: LoopRecipe) -> None:
     """Apply what the recipe asks for, in place; parameter names stay as they are."""
     if recipe.activation_checkpointing:
         for block in blocks(module):

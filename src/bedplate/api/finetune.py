@@ -1,0 +1,35 @@
+"""`finetune`: from a pre-trained model and examples to a model of a task."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bedplate.api.finetune_chat import ChatRun
+from bedplate.api.finetune_classify import ClassifyRun
+from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
+
+
+def finetune(
+    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe, *overrides: str, resume: bool = False
+) -> dict[str, Any]:
+    """Adapt a pre-trained model to a task as a recipe says: a classifier of texts, or a model that answers.
+
+    Args:
+        recipe: a YAML file, or the same as a mapping.
+        overrides: `key.path=value` each.
+        resume: go on from the newest checkpoint in `out`.
+
+    Returns:
+        {"out", "model", "steps", "parameters", "metrics", "seconds"} and, with `data.test_path`, "test": metrics of it.
+
+    Raises:
+        InputError: the recipe, the base or the examples are wrong, `out` exists, or the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved.
+    """
+    resolved = read_finetune_recipe(recipe, overrides)
+    name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
+    kind = ClassifyRun if resolved.task == "classify" else ChatRun
+    return kind(resolved, resume, shlex.join(["bedplate", "finetune", str(name), *overrides])).run()

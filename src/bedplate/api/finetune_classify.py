@@ -1,0 +1,166 @@
+"""Fine-tuning of a text classifier."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bedplate.api.finetune_run import FinetuneRun
+from bedplate.api.folders import cache_folder
+from bedplate.api.record import write_finetune_report
+from bedplate.data.duplicates import near_duplicates
+from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
+from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
+from bedplate.data.loader import prefetch
+from bedplate.data.sources import content_hash
+from bedplate.errors import InputError
+from bedplate.hub.directory import save_directory
+from bedplate.metrics.classification import confusion_matrix
+from bedplate.models.classifier import Classifier
+from bedplate.tasks.classify import Classify, as_predictions, mistakes
+from bedplate.train.log import RunLog, write_whole
+from bedplate.train.loop import Data, Trainer
+
+
+class ClassifyRun(FinetuneRun):
+    """A classifier from a base model and labelled texts."""
+
+    module: Classifier
+    task: Classify
+
+    def prepare(self, log: RunLog) -> None:
+        base = self.load_base()
+        self.timed("data", lambda: self._read(log))
+        recipe = self.recipe.model
+        is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
+        self.module = Classifier.of(
+            base.module, self.classes, recipe.pooling, dropout=recipe.dropout, is_causal=is_causal
+        )
+        self.task = Classify(self.module)
+
+    def _read(self, log: RunLog) -> None:
+        """Read the examples, keep what is scored apart from what is trained on, and say what was found."""
+        data = self.recipe.data
+        whole = read_labelled(data.path, data.column, data.label)
+        self.classes = whole.classes
+        other = partial(read_labelled, column=whole.column, label=whole.label, classes=self.classes)
+        test = other(data.test_path) if data.test_path else None
+        train, near = (whole, 0) if test is None else without_duplicates(whole, test)
+        if data.val_path:
+            val: LabelledTexts | None = other(data.val_path)
+        else:
+            train, val = (
+                split_labelled(train, data.val_fraction, self.recipe.seed) if data.val_fraction else (train, None)
+            )
+        if val is not None:
+            train, more = without_duplicates(train, val)
+            near += more
+        if lost := sorted(set(self.classes) - set(train.labels)):
+            raise InputError(
+                f"no example of the label {lost[0]!r} is left to train on once near-duplicates of scored texts are "
+                "removed; give more examples of it"
+            )
+        self.parts = {"train": train} | ({"val": val} if val else {}) | ({"test": test} if test else {})
+        self.rows = {name: self.encode(part) for name, part in self.parts.items()}
+        self.found = {
+            "column": whole.column,
+            "label": whole.label,
+            "classes": self.classes,
+            **{name: len(part) for name, part in self.parts.items()},
+            "dropped": dict(whole.dropped),
+            "near_duplicates": near,
+            "windowed": sum(rows.windowed for rows in self.rows.values()),
+            "truncated": sum(rows.truncated for rows in self.rows.values()),
+        }
+        for line in said(self.found, self.length):
+            log.say(line)
+
+    def encode(self, part: LabelledTexts) -> Rows:
+        index = {label: number for number, label in enumerate(self.classes)}
+        labels = [index[label] for label in part.labels]
+        return encode_rows(self.tokenizer, part.texts, labels, self.length, self.recipe.data.max_tokens)
+
+    def trainer(self, log: RunLog) -> Trainer:
+        loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
+        val = SortedEvalLoader(self.rows["val"]) if "val" in self.rows else None
+        data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
+        return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
+
+    def best_metric(self) -> tuple[str, Any]:
+        metric = self.recipe.evaluate.metric or "accuracy"
+        return metric, max if self.task.metrics.get(metric) == "max" else min
+
+    def facts(self) -> list[dict[str, Any]]:
+        data = self.recipe.data
+        paths = [*data.path, *(data.val_path or ()), *(data.test_path or ())]
+        return [{"fingerprint": content_hash(paths, cache_folder()), **self.found}]
+
+    def write_model(self, card: str) -> None:
+        save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
+
+    def finish(self, log: RunLog) -> None:
+        """Score the model once: on the test texts where there are any, else in detail on the held-out ones."""
+        name = "test" if "test" in self.rows else "val"
+        if name not in self.rows:
+            return
+        logits, labels = self.task.logits(SortedEvalLoader(self.rows[name]))
+        predictions = as_predictions(logits, self.classes)
+        matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), len(self.classes))
+        scored = {
+            "on": name,
+            "metrics": self.task.measure(logits, labels),
+            "confusion": matrix.tolist(),
+            "mistakes": mistakes(self.parts[name].texts, self.parts[name].labels, predictions),
+        }
+        write_whole(self.out / "scored.json", json.dumps(scored, indent=2, ensure_ascii=False))
+
+    def record(self) -> dict[str, Any]:
+        record = super().record() | {"classes": self.classes, "pooling": self.module.pooling}
+        path = self.out / "scored.json"
+        if path.exists():
+            scored = json.loads(path.read_text("utf-8"))
+            record |= {key: scored[key] for key in ("confusion", "mistakes")}
+            if scored["on"] == "test":
+                record["test"] = {"metrics": scored["metrics"], "n": len(self.parts["test"])}
+        return record
+
+    def result(self) -> dict[str, Any]:
+        record = self.record()
+        more = {"test": record["test"]["metrics"]} if "test" in record else {}
+        return super().result() | {"data": self.found} | more
+
+    def write_report(self, record: dict[str, Any]) -> None:
+        write_finetune_report(self.out, record, self.timings)
+
+
+def without_duplicates(train: LabelledTexts, scored: LabelledTexts) -> tuple[LabelledTexts, int]:
+    """`train` without its near-duplicates of texts that are scored, and their number."""
+    found = near_duplicates(train.texts, scored.texts)
+    kept = np.setdiff1d(np.arange(len(train)), found)
+    return train.select(kept.tolist()), len(found)
+
+
+def said(found: dict[str, Any], length: int) -> list[str]:
+    """What was found in the examples, as sentences."""
+    counts = ", ".join(f"{found[name]:,} {use}" for name, use in USES.items() if name in found)
+    classes = ", ".join(found["classes"][:12]) + (", ..." if len(found["classes"]) > 12 else "")
+    lines = [f"Texts from column {found['column']!r}, labels from {found['label']!r} ({classes}): {counts}."]
+    if found["dropped"]:
+        left_out = ", ".join(f"{count:,} {what}" for what, count in found["dropped"].items())
+        lines.append(f"Left out: {left_out}.")
+    if found["near_duplicates"]:
+        near = found["near_duplicates"]
+        lines.append(f"{near:,} near-duplicates of texts that are scored were removed from the training.")
+    if found["windowed"]:
+        lines.append(
+            f"{found['windowed']:,} texts are longer than {length} tokens: each is read in windows, whose mean decides."
+        )
+    if found["truncated"]:
+        lines.append(f"{found['truncated']:,} texts are cut after data.max_tokens.")
+    return lines
+
+
+USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}

@@ -1,0 +1,85 @@
+"""What fine-tuning is for any task: a base model, examples, an end by steps or epochs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from bedplate.api.run import Run
+from bedplate.errors import InputError
+from bedplate.hub.model import Model, load
+from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
+from bedplate.tasks import Task
+from bedplate.train.log import RunLog
+from bedplate.train.loop import Data, Trainer
+
+LONGEST = 256  # tokens of a row where the recipe names no length and the base reads more
+
+
+class FinetuneRun(Run[FinetuneRecipe]):
+    """The parts that classifying and chatting share."""
+
+    verb = "finetune"
+    task: Task
+
+    def __init__(self, recipe: FinetuneRecipe, resume: bool, command: str) -> None:
+        super().__init__(recipe, resume, command)
+        self.length = 0
+
+    def load_base(self) -> Model:
+        """The base model with its tokenizer, in fp32; `length` and `context` follow from it."""
+        base = load(self.recipe.base, device=self.hardware.device, dtype="fp32")
+        if base.tokenizer is None:
+            raise InputError(
+                f"{self.recipe.base}: the base model has no tokenizer.json, which fine-tuning on text needs"
+            )
+        self.tokenizer = base.tokenizer
+        self.context = base.config.max_position_embeddings
+        self.length = self.recipe.train.sequence_length or min(self.context, LONGEST)
+        if self.length > self.context:
+            raise InputError(
+                f"train.sequence_length={self.length} is longer than the context of {self.recipe.base}, "
+                f"{self.context} tokens; give at most that"
+            )
+        return base
+
+    def make_trainer(self, task: Task, data: Data, steps_per_epoch: int, log: RunLog) -> Trainer:
+        recipe, train = self.recipe, self.recipe.train
+        by_epochs = math.inf if train.epochs is None else max(1, round(train.epochs * steps_per_epoch))
+        steps = int(min(train.steps or math.inf, by_epochs))
+        self.check_reached(steps)
+        metric, _ = self.best_metric()
+        if metric not in task.metrics:
+            raise InputError(f"evaluate.metric={metric!r} is not measured; choose one of {', '.join(task.metrics)}")
+        return Trainer(
+            recipe,
+            task,
+            data,
+            self.hardware,
+            self.out,
+            self.save_model,
+            log,
+            steps=steps,
+            evaluate_every=recipe.evaluate.every or steps_per_epoch,
+            metric=metric,
+            patience=recipe.evaluate.patience,
+        )
+
+    def read_recipe(self, path: Path) -> FinetuneRecipe:
+        return read_finetune_recipe(path)
+
+    def settled(self, recipe: FinetuneRecipe) -> dict[str, Any]:
+        data = recipe.data.model_dump(mode="json", exclude={"path", "val_path", "test_path"})
+        return {
+            "task": recipe.task,
+            "seed": recipe.seed,
+            "base": recipe.base,
+            "model": recipe.model.model_dump(mode="json"),
+            "optimizer.name": recipe.optimizer.name,
+            "train.ema": recipe.train.ema,
+            "evaluate.metric": recipe.evaluate.metric,
+            "train.batch_size": recipe.train.batch_size,
+            "train.sequence_length": recipe.train.sequence_length,
+            **{f"data.{key}": value for key, value in data.items()},
+        }

@@ -1,0 +1,244 @@
+"""A run: what pre-training and fine-tuning have in common, from an empty folder to a model directory and a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from bedplate.api.folders import check_disk, make_folder, only_one, refuse_existing
+from bedplate.api.record import environment
+from bedplate.data.tokenizer import save_tokenizer
+from bedplate.errors import InputError, Interrupted
+from bedplate.hub.card import model_card
+from bedplate.recipe import RunRecipe, write_recipe
+from bedplate.train.checkpoint import Checkpoints, is_full
+from bedplate.train.hardware import choose_hardware
+from bedplate.train.log import RunLog, read_rows, write_whole
+from bedplate.train.loop import Trainer
+
+R = TypeVar("R", bound=RunRecipe)
+
+
+class Run(ABC, Generic[R]):
+    """A run's parts, made in the order in which data flows through them."""
+
+    verb: ClassVar[str]  # which starts such a run
+    tokenizer: Tokenizer
+    module: nn.Module
+    context: int  # tokens that the model reads at most
+
+    def __init__(self, recipe: R, resume: bool, command: str) -> None:
+        self.recipe, self.out, self.resume, self.command = recipe, recipe.out, resume, command
+        self.timings: dict[str, float] = {}
+        self.hardware = choose_hardware(recipe.train)
+        if resume:
+            self._check_same_run()
+        else:
+            refuse_existing(self.out, "give another `out`, or go on with it by --resume")
+
+    @abstractmethod
+    def prepare(self, log: RunLog) -> None:
+        """Make the tokenizer, the data and the module."""
+
+    @abstractmethod
+    def trainer(self, log: RunLog) -> Trainer: ...
+
+    @abstractmethod
+    def facts(self) -> list[dict[str, Any]]:
+        """What is known of the data: a dict a source, each with its "fingerprint"."""
+
+    @abstractmethod
+    def settled(self, recipe: R) -> dict[str, Any]:
+        """What a run keeps to its end, whatever a resumed recipe says."""
+
+    @abstractmethod
+    def read_recipe(self, path: Path) -> R: ...
+
+    @abstractmethod
+    def write_model(self, card: str) -> None:
+        """Write the model directory `out/model`."""
+
+    @abstractmethod
+    def write_report(self, record: dict[str, Any]) -> None:
+        """Write `out/report.html`."""
+
+    def finish(self, log: RunLog) -> None:  # most runs have nothing to add
+        """What is done with the trained module before the report is written."""
+
+    def run(self) -> dict[str, Any]:
+        """Train, and leave a model directory and a report.
+
+        Returns:
+            {"out", "model", "steps", "parameters", "metrics", "seconds"}.
+        """
+        # The number of steps may follow from the data, and is told to the bar when the trainer has it.
+        with RunLog(self.out, self.recipe.log) as log:
+            log.say(f"Training on {self.hardware}.")
+            self.prepare(log)
+            self._check_same_data()
+            trainer = self.trainer(log)
+            log.total(trainer.steps)
+            check_disk(self.out, self._bytes_to_write())
+            make_folder(self.out)  # last of all: a recipe that cannot run leaves no folder behind
+            with only_one(self.out):
+                self._open_folder()
+                self._train(trainer, log)
+        self.steps = trainer.step
+        return self.result()
+
+    def timed(self, name: str, work: Any) -> Any:
+        """Do `work` and note how long it took."""
+        start = time.perf_counter()
+        try:
+            return work()
+        finally:
+            self.timings[name] = time.perf_counter() - start
+
+    def record(self) -> dict[str, Any]:
+        """What the card and the report are written from."""
+        facts = json.loads((self.out / "environment.json").read_text("utf-8"))
+        return {
+            "name": self.out.name,
+            "command": self.command,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "parameters": self.parameters(),
+            "metrics": self.metrics(),
+            "data": facts["data"],
+            "environment": facts,
+        }
+
+    def result(self) -> dict[str, Any]:
+        record = self.record()
+        return {
+            "out": str(self.out),
+            "model": str(self.out / "model"),
+            "steps": self.steps,
+            "parameters": record["parameters"],
+            "metrics": record["metrics"],
+            "seconds": self.timings,
+        }
+
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """The held-out metrics of the evaluation that the model is from."""
+        rows = [row for row in read_rows(self.out / "metrics.jsonl") if "val_loss" in row]
+        rows = [row for row in rows if row["step"]] or rows  # the untrained network is no candidate
+        if not rows:
+            return {}
+        metric, best_of = self.best_metric()
+        best = best_of(rows, key=lambda row: row[f"val_{metric}"])
+        names = [key.removeprefix("val_") for key in best if key.startswith("val_") and f"{key}_low" in best]
+        return {
+            name: {"value": best[f"val_{name}"]} | {key: best[f"val_{name}_{key}"] for key in ("low", "high", "n")}
+            for name in names
+        }
+
+    @abstractmethod
+    def best_metric(self) -> tuple[str, Any]:
+        """(the metric whose best evaluation the model is from, `min` or `max`)."""
+
+    def save_model(self) -> None:
+        """Write the model directory with its card; what a killed writer left goes."""
+        for leftover in self.out.glob(".model.*"):
+            shutil.rmtree(leftover)
+        self.write_model(model_card(without_paths(self.record(), self.verb)))
+
+    def _train(self, trainer: Trainer, log: RunLog) -> None:
+        """Train from the start or the newest checkpoint, and leave a report however that ends."""
+        if self.resume:
+            trainer.resume()
+            log.say(f"Going on from step {trainer.step} of {trainer.steps}.")
+        try:
+            try:
+                self.timed("training", trainer.run)
+                self.finish(log)
+            finally:
+                self.write_report(self.record())
+        except Interrupted as stop:
+            raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"out of memory on {self.hardware.device}: lower train.micro_batch_size, or set "
+                "train.activation_checkpointing=true"
+            ) from error
+        except OSError as error:
+            if not is_full(error):
+                raise
+            go_on = f"free some space, then go on with: {self.command} --resume"
+            raise InputError(f"{self.out}: no space left on the disk; every checkpoint is whole; {go_on}") from error
+
+    def _open_folder(self) -> None:
+        """Write what is known before the first step."""
+        kept, partial = self.out / "tokenizer", self.out / ".tokenizer.partial"
+        if not kept.exists():
+            self.save_tokenizer(partial)
+            partial.rename(kept)
+        facts = environment(self.hardware) | {"data": self.facts()}
+        write_whole(self.out / "environment.json", json.dumps(facts, indent=2))
+        write_recipe(self.recipe, self.out / "recipe.yaml")
+
+    def save_tokenizer(self, directory: Path) -> None:
+        save_tokenizer(self.tokenizer, directory, self.context)
+
+    def _check_same_run(self) -> None:
+        """A run is resumed with the network, data and tokenizer that it began with; the rest may change."""
+        path = self.out / "recipe.yaml"
+        if not path.exists():
+            others = [p.name for p in self.out.glob("*") if p.name not in ("tokenizer", "environment.json")]
+            if others and not all(name.startswith(".") for name in others):
+                raise InputError(f"{self.out}: no run to resume, and the folder is not empty; give another `out`")
+            return  # killed before its first step, or never started: begin
+        before, now = self.settled(self.read_recipe(path)), self.settled(self.recipe)
+        for key in now:
+            if before[key] != now[key]:
+                raise InputError(
+                    f"{path}: the run began with {key}={before[key]}, the recipe now says {now[key]}; "
+                    "resume with the same, or start a new run with another `out`"
+                )
+
+    def check_reached(self, steps: int) -> None:
+        """Refuse to resume a run that is past `steps`."""
+        reached = Checkpoints(self.out / "checkpoints", keep=1).steps() if self.resume else []
+        if reached and reached[-1] > steps:
+            raise InputError(f"{self.out}: the run is at step {reached[-1]}, past train.steps={steps}; give more")
+
+    def _check_same_data(self) -> None:
+        path = self.out / "environment.json"
+        if not (self.resume and path.exists()):
+            return
+        began = [source["fingerprint"] for source in json.loads(path.read_text("utf-8"))["data"]]
+        if began != [source["fingerprint"] for source in self.facts()]:
+            raise InputError(
+                f"{path}: the run began with other data; resume with the same files and settings of `data`, "
+                "or start a new run with another `out`"
+            )
+
+    def _bytes_to_write(self) -> int:
+        """Checkpoints hold weights, their average and up to two moments, fp32; one is written before one goes."""
+        copies = 3 if self.recipe.train.ema is None else 4
+        there = len(Checkpoints(self.out / "checkpoints", self.recipe.checkpoint.keep).steps())
+        checkpoints = max(1, self.recipe.checkpoint.keep + 2 - there)
+        return 4 * self.parameters() * (copies * checkpoints + 1)
+
+
+def without_paths(record: dict[str, Any], verb: str) -> dict[str, Any]:
+    """A record for others to read: a model is given away, and where its owner keeps files is not part of it."""
+    recipe: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in record["recipe"].items()}
+    private = [("data", key) for key in ("path", "val_path", "test_path", "cache")] + [("tokenizer", "path")]
+    for section, key in private:
+        value: Any = recipe.get(section, {}).get(key)
+        if value:
+            recipe[section][key] = [Path(str(each)).name for each in value] if isinstance(value, list) else "..."
+    if base := recipe.get("base"):
+        recipe["base"] = base if ":" in base else Path(base).name
+    return record | {"recipe": recipe | {"out": record["name"]}, "command": f"bedplate {verb} recipe.yaml"}

@@ -1,0 +1,167 @@
+"""`transfer`: did pre-training help on these labels?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.api.folders import cache_folder, make_folder, refuse_existing
+from bedplate.api.record import environment
+from bedplate.data.duplicates import near_duplicates
+from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
+from bedplate.data.sources import content_hash
+from bedplate.errors import InputError
+from bedplate.hub.card import model_card
+from bedplate.hub.directory import save_directory
+from bedplate.hub.model import load
+from bedplate.measure.transfer import PRETRAINED, Transfer
+from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
+from bedplate.report.adapt import transfer_report
+from bedplate.train.log import write_whole
+
+Counts = Sequence[int | Literal["all"]]
+TEST_SHARE, TEST_MOST = 0.2, 2000  # of the rows, where no test file is given
+
+
+def transfer(
+    data: str | Path | Sequence[str | Path],
+    base: str | Path,
+    *,
+    labels: Counts = (100, 1000, "all"),
+    seeds: int = 3,
+    test: str | Path | Sequence[str | Path] | None = None,
+    column: str | None = None,
+    label: str | None = None,
+    out: str | Path = "transfer",
+    settings: Mapping[str, Any] | None = None,
+    say: Callable[[str], object] | None = None,
+) -> dict[str, Any]:
+    """Compare, on the same labels and test texts: the adapted base, its network from scratch, TF-IDF.
+
+    Args:
+        data: labelled texts; columns are guessed and said where `column` and `label` do not name them.
+        base: a pre-trained language model, as `load` takes it.
+        labels: numbers of labels to learn from.
+        seeds: how often each is repeated, with other samples, weights and orders.
+        test: labelled texts to score on; without it a fifth of `data` is kept apart, at most 2,000 rows.
+        out: folder for report.html, transfer.json and the model adapted from the most labels.
+        settings: sections of a fine-tuning recipe (`train`, `optimizer`, `model`, ...) in place of the defaults.
+        say: gets messages for a person; by default they go to stderr.
+
+    Returns:
+        {"out", "model", "rows": [{"labels", "arm", "accuracy", "macro_f1", ...}], "differences", ...}, as in
+        transfer.json; arms are "pretrained", "scratch" and, with scikit-learn installed, "tfidf".
+
+    Raises:
+        InputError: no labels to learn from, a base that is no language model, or `out` exists.
+    """
+    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    out = Path(out)
+    refuse_existing(out, "remove it, or give another --out")
+    started = time.perf_counter()
+    if seeds < 1:
+        raise InputError(f"seeds={seeds}: at least 1 is needed")
+    paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
+    recipe = _recipe(base, paths, out, settings or {})
+    model = load(base, dtype="fp32")
+    model.need_language_model()
+    model.need_tokenizer()
+    train, held_out, facts = read_apart(paths, test, column, label)
+    for line in sentences(facts):
+        say(line)
+    counts = _counts(labels, train, say)
+    comparison = Transfer(model, train, held_out, recipe, seeds, say)
+    comparison.run(counts)
+    windowed = comparison.test_rows.windowed
+    settled = recipe.model_dump(mode="json", include={"model", "train", "optimizer", "schedule"})
+    result = {"name": f"Transfer: {out.name}", **comparison.result(), "data": facts | {"windowed": windowed}}
+    result |= {"settings": settled, "environment": environment(comparison.hardware)}
+    result |= {"timings": {"all": time.perf_counter() - started}}
+    _write(out, result, comparison, facts, paths)
+    return {"out": str(out), "model": str(out / "model"), **result}
+
+
+def read_apart(
+    data: Sequence[str], test: Any, column: str | None, label: str | None
+) -> tuple[LabelledTexts, LabelledTexts, dict[str, Any]]:
+    """(texts to learn from, texts to score on, what was found); near-duplicates of the latter are not in the former."""
+    whole = read_labelled(data, column, label)
+    if test is None:
+        train, held_out = split_labelled(whole, min(TEST_SHARE, TEST_MOST / len(whole)), seed=0)
+    else:
+        train, held_out = whole, read_labelled(test, whole.column, whole.label, classes=whole.classes)
+    found = near_duplicates(train.texts, held_out.texts)
+    train = train.select(sorted(set(range(len(train))) - set(found.tolist())))
+    facts = {
+        "path": [Path(path).name for path in data],
+        "fingerprint": content_hash(list(data), cache_folder()),
+        "column": whole.column,
+        "label": whole.label,
+        "train": len(train),
+        "test": len(held_out),
+        "dropped": dict(whole.dropped),
+        "near_duplicates": len(found),
+    }
+    return train, held_out, facts
+
+
+def sentences(facts: Mapping[str, Any]) -> list[str]:
+    """What was found in the data, for a person."""
+    lines = [
+        f"Texts from column {facts['column']!r}, labels from {facts['label']!r}: {facts['train']:,} to learn from, "
+        f"{facts['test']:,} to score on."
+    ]
+    if facts["dropped"]:
+        lines.append("Left out: " + ", ".join(f"{count:,} {what}" for what, count in facts["dropped"].items()) + ".")
+    if facts["near_duplicates"]:
+        lines.append(f"{facts['near_duplicates']:,} near-duplicates of test texts were removed from the training.")
+    return lines
+
+
+def _recipe(base: str | Path, paths: list[str], out: Path, settings: Mapping[str, Any]) -> FinetuneRecipe:
+    return read_finetune_recipe({**settings, "base": str(base), "out": str(out), "data": {"path": paths}})
+
+
+def _counts(labels: Counts, train: LabelledTexts, say: Callable[[str], object]) -> list[int]:
+    """The numbers of labels that there are, ascending; what is more than there is, is said."""
+    wanted = {len(train) if count == "all" else count for count in labels}
+    for count in sorted(wanted):
+        if count < len(train.classes):
+            raise InputError(
+                f"labels={count}: fewer than one for each of {len(train.classes)} classes; give at least that many"
+            )
+        if count > len(train):
+            say(f"{count:,} labels are left out: there are {len(train):,} to learn from.")
+    if not (counts := sorted(count for count in wanted if count <= len(train))):
+        raise InputError(
+            f"no number of labels is left: there are {len(train):,} texts to learn from; give fewer, or all"
+        )
+    return counts
+
+
+def _write(out: Path, result: dict[str, Any], comparison: Transfer, facts: dict[str, Any], paths: list[str]) -> None:
+    """The folder: report, figures, and the model adapted from the most labels with the first seed."""
+    assert comparison.kept is not None
+    make_folder(out)
+    best = [row for row in result["rows"] if row["arm"] == PRETRAINED][-1]
+    record = {
+        "name": out.name,
+        "command": f"bedplate transfer --data {facts['path'][0]} --base {Path(comparison.recipe.base).name}",
+        "classes": result["classes"],
+        "pooling": comparison.kept[0].pooling,
+        "metrics": {"accuracy": best["accuracy"], "macro_f1": best["macro_f1"]},
+        "parameters": sum(p.numel() for p in comparison.kept[0].parameters()),
+        "environment": result["environment"],
+        "description": f"Adapted from {best['labels']:,} labels; the metrics are means over {result['seeds']} seeds.",
+    }
+    save_directory(out / "model", comparison.kept[0], comparison.base.tokenizer, model_card(record))
+    result["next"] = [
+        f'bedplate predict {out}/model "A text of your own"',
+        f"bedplate finetune recipes/classify.yaml base={comparison.recipe.base} data.path={paths[0]}",
+    ]
+    write_whole(out / "transfer.json", json.dumps(result, indent=2, ensure_ascii=False))
+    (out / "report.html").write_text(transfer_report(result), "utf-8")

@@ -1,0 +1,146 @@
+"""Batches of labelled token rows, sorted by length so that hardly anything is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+SORTED = 32
+"""Batches that are cut from one stretch of shuffled rows sorted by length: enough for little padding, few enough for
+batches to differ from epoch to epoch."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Token rows, each a text or a window of one.
+
+    Attributes:
+        ids: Token ids of each row, none empty.
+        text: Number of the text that a row is from (R,), ascending from 0 without gaps.
+        labels: Label of each text (T,) int64; -1 where it is not known.
+        windowed: Texts of more than one row.
+        truncated: Texts whose end was left out.
+    """
+
+    ids: list[list[int]]
+    text: np.ndarray
+    labels: np.ndarray
+    windowed: int
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def encode_rows(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    labels: Sequence[int] | None,
+    sequence_length: int,
+    max_tokens: int | None = None,
+) -> Rows:
+    """Tokenise texts into rows of at most `sequence_length` tokens.
+
+    A longer text is read in windows of that length, the last of which ends with the text and overlaps the one before.
+    Special tokens that a text spells out are encoded as plain text.
+
+    Args:
+        labels: Index of each text's label; None where there are none.
+        max_tokens: Tokens after which a text is cut; None for no limit.
+    """
+    spelt = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = True
+    try:
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    finally:
+        tokenizer.encode_special_tokens = spelt
+    ids: list[list[int]] = []
+    text: list[int] = []
+    windowed = truncated = 0
+    for number, tokens in enumerate(encoded):
+        if max_tokens is not None and len(tokens) > max_tokens:
+            tokens, truncated = tokens[:max_tokens], truncated + 1
+        rows = _windows(tokens, sequence_length)
+        windowed += len(rows) > 1
+        ids += rows
+        text += [number] * len(rows)
+    known = np.full(len(encoded), -1, np.int64) if labels is None else np.asarray(labels, np.int64)
+    return Rows(ids, np.array(text, np.int64), known, windowed, truncated)
+
+
+class SortedLoader:
+    """Batches for training, of rows of like length; a pure function of (seed, step), so resuming needs the step alone.
+
+    An epoch shuffles all rows, sorts each stretch of `SORTED` batches by length, cuts it into batches, and shuffles
+    the batches. Every row comes once an epoch; an epoch's last batch may be smaller.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        self._rows, self._batch_size, self._seed = rows, batch_size, seed
+        self._lengths = np.array([len(ids) for ids in rows.ids])
+        self._epoch_of = lru_cache(maxsize=2)(self._plan)  # two: prefetching crosses the border of an epoch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """`ids (B, N)` int64 padded with 0, `lengths (B,)`, `labels (B,)`."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return _collate(self._rows, self._epoch_of(epoch)[place])
+
+    def _plan(self, epoch: int) -> list[np.ndarray]:
+        generator = np.random.default_rng((self._seed, epoch))
+        shuffled = generator.permutation(len(self._rows))
+        stretch, batches = SORTED * self._batch_size, []
+        for start in range(0, len(shuffled), stretch):
+            part = shuffled[start : start + stretch]
+            part = part[np.argsort(self._lengths[part], kind="stable")]
+            batches += [part[i : i + self._batch_size] for i in range(0, len(part), self._batch_size)]
+        return [batches[i] for i in generator.permutation(len(batches))]
+
+
+class SortedEvalLoader:
+    """All rows once, shortest first, in batches of at most `tokens` tokens with padding; batches have `text` too."""
+
+    def __init__(self, rows: Rows, tokens: int = 8192) -> None:
+        self._rows = rows
+        lengths = np.array([len(ids) for ids in rows.ids])
+        self._batches: list[np.ndarray] = []
+        start, by_length = 0, np.argsort(lengths, kind="stable")
+        for stop in range(1, len(by_length) + 1):
+            if stop == len(by_length) or (stop + 1 - start) * lengths[by_length[stop]] > tokens:
+                self._batches.append(by_length[start:stop])
+                start = stop
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in self._batches:
+            yield _collate(self._rows, index) | {"text": torch.from_numpy(self._rows.text[index])}
+
+
+def _collate(rows: Rows, index: np.ndarray) -> Batch:
+    picked = [rows.ids[i] for i in index]
+    lengths = np.array([len(ids) for ids in picked])
+    ids = np.zeros((len(picked), lengths.max()), np.int64)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(picked)
+    labels = rows.labels[rows.text[index]]
+    return {"ids": torch.from_numpy(ids), "lengths": torch.from_numpy(lengths), "labels": torch.from_numpy(labels)}
+
+
+def _windows(tokens: list[int], length: int) -> list[list[int]]:
+    """Cut into windows; an empty text (of only unknown characters, say) becomes one row of the padding token."""
+    if len(tokens) <= length:
+        return [tokens or [0]]
+    starts = [*range(0, len(tokens) - length, length), len(tokens) - length]
+    return [tokens[start : start + length] for start in starts]

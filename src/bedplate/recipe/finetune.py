@@ -1,0 +1,106 @@
+"""What a recipe of fine-tuning may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.recipe.schema import LoopRecipe, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
+
+
+class FinetuneModelRecipe(Strict):
+    """What changes in the pre-trained network."""
+
+    dropout: Share = 0.1
+    """dropout on embeddings, attention and residual branches"""
+    pooling: Literal["mean", "last"] = "mean"
+    """classify: what is scored: the mean over a text's tokens, or the last token, as `transformers` does it"""
+    attention: Literal["base", "causal", "bidirectional"] = "base"
+    """classify: what a token sees: `causal`, the text before it; `bidirectional`, all of it; `base`, as in the base"""
+
+
+class FinetuneDataRecipe(Strict):
+    """Examples: where they are, and which are held out."""
+
+    path: list[str]
+    """files, folders, globs or hf:org/name with rows: csv, tsv, jsonl, parquet; a string or a list"""
+    column: str | None = None
+    """classify: the column of the text (default: guessed, and printed)"""
+    label: str | None = None
+    """classify: the column of the label (default: guessed, and printed)"""
+    val_path: list[str] | None = None
+    """examples for early stopping; without it val_fraction is held out"""
+    val_fraction: Share = 0.1
+    """share of examples held out for early stopping, of each class alike"""
+    test_path: list[str] | None = None
+    """examples that are scored once, at the end; near-duplicates of them are removed from the training"""
+    max_tokens: Positive | None = None
+    """classify: use a text's first so many tokens (default: all, in windows of train.sequence_length)"""
+
+    @field_validator("path", "val_path", "test_path", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [str(value)] if isinstance(value, str | Path) else value
+
+
+class FinetuneTrainRecipe(LoopRecipe):
+    """The loop of fine-tuning: it ends with `steps` or with `epochs`, whichever is first."""
+
+    steps: Positive | None = None
+    """optimizer steps (default: as many as `epochs` are)"""
+    epochs: Rate | None = 5.0
+    """passes over the examples"""
+    batch_size: Positive = 16
+    """examples a step (chat: rows of packed examples)"""
+    sequence_length: Positive | None = None
+    """tokens a row (default: the base's context, at most 256)"""
+
+
+class FinetuneOptimizerRecipe(OptimizerRecipe):
+    """How weights follow gradients; smaller steps than in pre-training."""
+
+    learning_rate: Rate = 1e-3
+    """AdamW's peak learning rate"""
+    muon_learning_rate: Rate = 5e-3
+    """Muon's peak learning rate"""
+
+
+class FinetuneEvaluateRecipe(Strict):
+    """What is measured on held-out examples while training."""
+
+    every: Positive | None = None
+    """steps between evaluations (default: an epoch)"""
+    metric: str | None = None
+    """the metric whose best checkpoint is kept (default: accuracy, or bits_per_byte of the responses)"""
+    patience: Positive | None = 3
+    """evaluations without a better value after which training stops (null: never)"""
+    prompts: list[str] = Field(default_factory=list)
+    """chat: user messages that are answered at each evaluation"""
+    sample_tokens: Positive = 64
+    """chat: tokens of each answer"""
+
+
+class FinetuneRecipe(RunRecipe):
+    """Fine-tuning of a pre-trained model."""
+
+    task: Literal["classify", "chat"] = "classify"
+    """what is learnt: `classify`, the label of a text; `chat`, the responses to prompts"""
+    base: str
+    """the pre-trained model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
+    model: FinetuneModelRecipe = Field(default_factory=FinetuneModelRecipe)
+    data: FinetuneDataRecipe
+    train: FinetuneTrainRecipe = Field(default_factory=FinetuneTrainRecipe)
+    optimizer: FinetuneOptimizerRecipe = Field(default_factory=FinetuneOptimizerRecipe)
+    evaluate: FinetuneEvaluateRecipe = Field(default_factory=FinetuneEvaluateRecipe)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> FinetuneRecipe:
+        if self.train.steps is None and self.train.epochs is None:
+            raise ValueError("train.steps and train.epochs are both null; give one of them")
+        if self.task == "chat" and (self.data.column or self.data.label or self.data.max_tokens):
+            raise ValueError("data.column, data.label and data.max_tokens are for task: classify, not for chat")
+        if self.task == "chat" and self.model.attention != "base":
+            raise ValueError("model.attention is for task: classify; a chat model writes from left to right")
+        return self

@@ -1,0 +1,266 @@
+"""The pages of adaptation: what pre-training is worth for a task (`transfer_report`), and one fine-tuned classifier
+(`finetune_report`). Each is `page.run_report` with sections of its own, which other pages may show too.
+
+A metric is {"value", "low", "high"} as `bedplate.metrics` returns it; accuracies and F1 lie between 0 and 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bedplate.report.page import by_step, chart, duration, percent, quotes, run_report, table, text
+from bedplate.report.plot import WIDTH, clip, interval_chart, line_chart, matrix_chart
+
+Sections = list[tuple[str, list[str]]]
+
+SHOWN_MISTAKES = 10
+SHOWN_CHARACTERS = 400  # of a text that was labelled wrong
+NAMED_CLASSES = 8  # more are only counted
+
+INTERVAL = (
+    "In brackets the 95 % interval, the range that the measurement leaves plausible: {others} would move a value about "
+    "so far."
+)
+F1 = (
+    "Precision: of the texts that were given a class, how many belong to it. Recall: of the texts of a class, how many "
+    "were found. F1 is high only if both are. Macro F1 is the mean of F1 over the classes, so that a rare class "
+    "counts as much as a frequent one."
+)
+
+
+def transfer_report(result: Mapping[str, Any]) -> str:
+    """The page of a `transfer` result: `transfer_sections`, with its settings, environment, timings and next steps.
+
+    The figures on top are those of the first arm with the most labels.
+    """
+    first = next(iter(result["arms"]))
+    best: Mapping[str, Any] = max(
+        (row for row in result["rows"] if row["arm"] == first), key=lambda row: row["labels"], default={}
+    )
+    summary = _flat("test", best) | ({"majority": result["majority"]} if "majority" in result else {})
+    return run_report({**result, "summary": summary, "sections": transfer_sections(result)})
+
+
+def transfer_sections(result: Mapping[str, Any]) -> Sections:
+    """What pre-training is worth: the chart, the differences in words, all figures, and where the model errs.
+
+    `result` holds "classes", "seeds", "data" (facts, see `_data`), "arms" ({arm: name}), "rows" ({"labels", "arm",
+    "accuracy", "macro_f1", "by_seed": accuracies, "seconds"}) and, each optional: "differences" ({"labels", "arm",
+    "over", "accuracy"}), "majority" (the accuracy of the most frequent class), "confusion" ({"labels", "arm",
+    "matrix"}) and "mistakes" ({"text", "label", "predicted", "score"}).
+    """
+    arms, rows, data = result["arms"], result["rows"], result["data"]
+    ordered = sorted(rows, key=lambda row: (row["labels"], list(arms).index(row["arm"])))
+    series = {
+        name: [(_labels(row, data), *_percents(row["accuracy"])) for row in ordered if row["arm"] == arm]
+        for arm, name in arms.items()
+    }
+    majority = ("always the most frequent class", 100 * result["majority"]) if "majority" in result else None
+    drawn = interval_chart(
+        {name: points for name, points in series.items() if points},
+        title="Accuracy by number of labels",
+        x_label="labelled texts to learn from",
+        y_label="% of the test texts labelled right, with 95 % intervals",
+        baseline=majority,
+    )
+    explained = text(INTERVAL.format(others="other test texts and other seeds"), F1, muted=True)
+    sections: Sections = [
+        ("What pre-training is worth", [text(*_task(result)), chart(drawn), text(*_differences(result))]),
+        ("All figures", [_arms_table(ordered, arms, data), explained]),
+    ]
+    if confusion := result.get("confusion"):
+        whose = f"{arms[confusion['arm']]}, {_labels(confusion, data)} labels, on the test texts."
+        sections.append(("Where it is right and wrong", _confusion(confusion["matrix"], result["classes"], whose)))
+    return [*sections, *_mistakes(result.get("mistakes", [])), *_data(data)]
+
+
+def finetune_report(record: Mapping[str, Any]) -> str:
+    """The page of a fine-tuning run: as `page.run_report`, with `finetune_sections` in place of bits per byte."""
+    measured = _flat("val", record.get("validation", {})) | _flat("test", record.get("test", {}).get("metrics", {}))
+    summary = {**record.get("summary", {}), **measured}
+    return run_report({**record, "summary": summary, "metrics": [], "sections": finetune_sections(record)})
+
+
+def finetune_sections(record: Mapping[str, Any]) -> Sections:
+    """How a classifier learned, how good it is, class by class, and where it errs.
+
+    `record` holds "classes" and, each optional: "metrics" (the rows of metrics.jsonl), "validation" ({"accuracy",
+    "macro_f1", "loss"}), "test" ({"metrics": same, "n"}), "confusion" (the matrix), "per_class" (of
+    `metrics.classification.per_class`) and "mistakes", these three of the test texts where "test" is given and else of
+    the validation texts, and "data" (facts, see `_data`).
+    """
+    classes, sections = record["classes"], []
+    if record.get("metrics"):
+        sections.append(("How it learned", _curves(record["metrics"])))
+    sets = {"Validation": record.get("validation"), "Test": record.get("test", {}).get("metrics")}
+    measured = {name: metrics for name, metrics in sets.items() if metrics}
+    if measured:
+        head = ["Texts", "Number", "Accuracy", "Macro F1", "Loss"]
+        keys = ("accuracy", "macro_f1", "loss")
+        rows = [
+            [name, f"{metrics['accuracy']['n']:,}", *(_with_interval(metrics, key) for key in keys)]
+            for name, metrics in measured.items()
+        ]
+        explained = text(INTERVAL.format(others="other texts of the same kind"), muted=True)
+        sections.append(("How good it is", [table(rows, head), explained]))
+    if "confusion" in record:
+        whose = "On the test texts." if "test" in record else "On the validation texts."
+        sections.append(("Where it is right and wrong", _confusion(record["confusion"], classes, whose)))
+    if "per_class" in record:
+        sections.append(("Class by class", [_classes_table(record["per_class"], classes), text(F1, muted=True)]))
+    return [*sections, *_mistakes(record.get("mistakes", [])), *_data(record.get("data", {}))]
+
+
+def _task(result: Mapping[str, Any]) -> list[str]:
+    classes, seeds, test = result["classes"], result["seeds"], result["data"]["test"]
+    named = ", ".join(classes) if len(classes) <= NAMED_CLASSES else f"one of {len(classes):,} classes"
+    again = "" if seeds == 1 else f" This was done {seeds} times, each with another choice of texts and random start."
+    return [
+        f"The task is to give a text its label: {named}. Every way of learning had the same labelled texts, and was "
+        f"tested on the same {test:,} texts, which were kept apart.{again}"
+    ]
+
+
+def _differences(result: Mapping[str, Any]) -> list[str]:
+    """Each difference as a sentence. Points are percentage points of accuracy."""
+    names = {**result["arms"], "scratch": "the same network from scratch", "pretrained": "the adapted model"}
+    sentences = []
+    for row in result.get("differences", []):
+        value, low, high = _percents(row["accuracy"])
+        alone = (row["arm"], row["over"]) == ("pretrained", "scratch")  # nothing but pre-training tells these two apart
+        who, over = "pre-training" if alone else names[row["arm"]], names[row["over"]]
+        if low <= 0 <= high:
+            what = f"the data does not show a difference between {names[row['arm']]} and {over}: {value:+.1f} points"
+            interval = f"{low:+.1f} to {high:+.1f}"
+        elif low > 0:
+            what, interval = f"{who} gives {value:.1f} points over {over}", f"{low:.1f} to {high:.1f}"
+        else:
+            what, interval = f"{who} loses {-value:.1f} points against {over}", f"{-high:.1f} to {-low:.1f}"
+        sentences.append(f"With {_labels(row, result['data'])} labels, {what} (95 % interval {interval}).")
+    return [*sentences, "A point is one more of 100 test texts labelled right."] if sentences else []
+
+
+def _arms_table(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    head = ["Learned by", "Labels", "Accuracy", "Seed by seed", "Macro F1", "Time"]
+    return table(
+        (
+            [
+                clip(arms[row["arm"]], 60),
+                _labels(row, data),
+                _with_interval(row, "accuracy"),
+                ", ".join(f"{100 * value:.1f}" for value in row["by_seed"]),
+                _with_interval(row, "macro_f1"),
+                duration(row["seconds"]),
+            ]
+            for row in rows
+        ),
+        head,
+    )
+
+
+def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], whose: str) -> list[str]:
+    wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j]
+    count, i, j = max(wrong, key=lambda each: each[0])
+    explained = (
+        f"{whose} Each row holds the texts of one label, each column those for which the model said that label: in the "
+        "framed cells the two agree, in all others the model was wrong. The stronger the colour of a cell, the larger "
+        "its share of the row."
+    )
+    most = "No text was given a wrong label."
+    if count:
+        of = f"{count:,} of {sum(matrix[i]):,} texts labelled “{classes[i]}”"
+        most = f"The most frequent mistake: the model took {of} for “{classes[j]}”."
+    return [text(explained, most), chart(matrix_chart(matrix, classes, title="Confusion matrix"))]
+
+
+def _classes_table(scores: Sequence[Mapping[str, float]], classes: Sequence[str]) -> str:
+    return table(
+        (
+            [name, f"{row['n']:,}", *(percent(row[key]) for key in ("precision", "recall", "f1"))]
+            for name, row in zip(classes, scores, strict=True)
+        ),
+        ["Class", "Texts", "Precision", "Recall", "F1"],
+    )
+
+
+def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Sections:
+    if not mistakes:
+        return []
+    surest = sorted(mistakes, key=lambda row: -row["score"])[:SHOWN_MISTAKES]
+    items = []
+    for row in surest:
+        note = f"said “{row['predicted']}”\nlabelled “{row['label']}”\n{percent(row['score'])} sure"
+        items.append((note, clip(row["text"], SHOWN_CHARACTERS)))
+    explained = (
+        "Wrong labels that the model was surest of. Some of them may be mistakes in the data rather than of the model."
+    )
+    return [("Its surest mistakes", [text(explained, muted=True), quotes(items)])]
+
+
+def _data(data: Mapping[str, Any]) -> Sections:
+    """The facts that are given of "path", "column", "label", "train", "val", "test", "near_duplicates", "truncated" and
+    "dropped" ({what: count})."""
+    facts = {
+        "path": "Read from",
+        "column": "Column of the texts",
+        "label": "Column of the labels",
+        "train": "Texts to learn from",
+        "val": "Texts to validate",
+        "test": "Texts to test",
+        "near_duplicates": "Near-duplicates of held-out texts",
+        "truncated": "Texts cut to what the model can read",
+    }
+    rows = [(name, _fact(data[key])) for key, name in facts.items() if data.get(key) is not None]
+    rows += [(f"Left out: {what}", f"{count:,}") for what, count in data.get("dropped", {}).items()]
+    return [("The data", [table(rows)])] if rows else []
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    explained = (
+        "Validation texts are kept apart from those that the model learns from. Where their loss rises while that of "
+        "training still falls, the model has begun to learn its texts by heart."
+    )
+    quality = {
+        name: [(step, 100 * value) for step, value in by_step(rows, key)]
+        for key, name in (("val_accuracy", "accuracy"), ("val_macro_f1", "macro F1"))
+    }
+    loss = {"validation": by_step(rows, "val_loss"), "training": by_step(rows, "loss")}
+    rate = {"learning rate": by_step(rows, "learning_rate")}
+    pair = [
+        line_chart(lines, title=title, x_label="step", y_label=y_label, width=WIDTH / 2)
+        for lines, title, y_label in ((loss, "Loss", "nats, lower is better"), (rate, "Learning rate", "as scheduled"))
+        if any(lines.values())
+    ]
+    learning = line_chart(quality, title="On validation texts", x_label="step", y_label="%, higher is better")
+    return [text(explained, muted=True), chart(learning), f'<div class="pair">{"".join(map(chart, pair))}</div>']
+
+
+def _flat(prefix: str, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The accuracy as a run's summary has it: {"val_accuracy", "val_accuracy_low", "val_accuracy_high"}."""
+    metric = metrics.get("accuracy", {})
+    ends = {"value": "", "low": "_low", "high": "_high"}
+    return {f"{prefix}_accuracy{end}": metric[key] for key, end in ends.items() if key in metric}
+
+
+def _labels(row: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """`100`, or `all 6,530` where nothing more is there to learn from."""
+    return f"{'all ' if row['labels'] == data.get('train') else ''}{row['labels']:,}"
+
+
+def _percents(metric: Mapping[str, float]) -> tuple[float, float, float]:
+    return 100 * metric["value"], 100 * metric["low"], 100 * metric["high"]
+
+
+def _with_interval(metrics: Mapping[str, Any], key: str) -> str:
+    """`87.1 % (85.6 to 88.4)`; a loss is no share."""
+    if key not in metrics:
+        return "–"
+    if key == "loss":
+        return "{value:.3f} ({low:.3f} to {high:.3f})".format(**metrics[key])
+    value, low, high = _percents(metrics[key])
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
