@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from bedplate.recipe import Recipe, read_recipe
+from bedplate.recipe import FinetuneRecipe, Recipe, read_finetune_recipe, read_recipe
 
 # The same examples in every run, without a deadline: a busy machine is no defect. To search for new ones:
 # pytest --hypothesis-profile=search
@@ -21,6 +21,7 @@ VERBS = ("sees", "finds", "likes", "follows", "leaves", "hears")
 ENDS = ("today", "at night", "in the garden", "near the sea", "again", "without a word", "für immer", "in 1984")
 
 TinyRecipe = Callable[..., Recipe]
+TinyFinetune = Callable[..., FinetuneRecipe]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,3 +78,43 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: TinyRecipe) 
 def tiny_model(tiny_run: Path) -> Path:
     """The model directory of `tiny_run`; not to be changed."""
     return tiny_run / "model"
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .csv file of 160 short texts: their last words say whether the label is `place` or `time`."""
+    draw, ends = random.Random(1), {"place": ("in the garden", "near the sea"), "time": ("today", "at night")}
+    starts = [f"{one} {verb} {other}" for one in SUBJECTS for verb in VERBS for other in SUBJECTS]
+    labels = ("place", "time") * 80
+    chosen = zip(draw.sample(starts, len(labels)), labels, strict=True)
+    rows = [f"{start} {draw.choice(ends[label])},{label}\n" for start, label in chosen]
+    path = tmp_path_factory.mktemp("labelled") / "labelled.csv"
+    path.write_text("text,label\n" + "".join(rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_finetune(tiny_model: Path, labelled: Path) -> TinyFinetune:
+    """`tiny_finetune(out, *overrides)`: the tiny model on `labelled`, fp32, one thread; 3 epochs of 9 steps."""
+    values = {
+        "base": str(tiny_model),
+        "data": {"path": str(labelled)},
+        "train": {"epochs": 3, "precision": "fp32", "threads": 1},
+        "optimizer": {"name": "adamw", "learning_rate": 5e-3},
+        "log": {"every": 5},
+    }
+
+    def make(out: Path, *overrides: str) -> FinetuneRecipe:
+        return read_finetune_recipe(values | {"out": str(out)}, overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_classified(tmp_path_factory: pytest.TempPathFactory, tiny_finetune: TinyFinetune) -> Path:
+    """The run directory of a classifier of `labelled`; not to be changed."""
+    from bedplate.api.finetune import finetune
+
+    out = tmp_path_factory.mktemp("classified") / "run"
+    finetune(tiny_finetune(out))
+    return out

@@ -43,7 +43,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a user stands: the recipes, a few books of their own, and no cache yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BEDPLATE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(quickstart, "SOURCE", "rotten_tomatoes")  # 1 MB instead of 33
+    monkeypatch.setattr(quickstart, "TEXT", "rotten_tomatoes")  # 1 MB instead of 33
+    monkeypatch.setattr(quickstart, "LABELS", (20,))
+    monkeypatch.setattr(quickstart, "SEEDS", 1)
     shutil.copytree(ROOT / "recipes", "recipes")
     Path("my-books").mkdir()
     for i in range(3):
@@ -51,6 +53,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(f"my-books/book-{i}.txt").write_text(story, "utf-8")
     Path("other-book.txt").write_text("It was a long day, and then it was dark.\n" * 600, "utf-8")
     shutil.copy("other-book.txt", "my-text.txt")
+    for name, days in (("my-labels.csv", range(120)), ("my-test.csv", range(200, 220))):
+        rows = [f"On day {day} it was {'sunny,bright' if day % 2 else 'dark,gloomy'}\n" for day in days]
+        Path(name).write_text("text,label\n" + "".join(rows), "utf-8")
     return tmp_path
 
 
@@ -63,9 +68,9 @@ def run(line: str) -> str:
     return result.stdout
 
 
-def test_the_commands_for_your_own_text_run_in_their_order(empty_folder: Path) -> None:
+def test_the_commands_for_your_own_data_run_in_their_order(empty_folder: Path) -> None:
     lines = commands()
-    assert len(lines) == 5, "the README's list has changed: look whether this test still runs all of it"
+    assert len(lines) == 9, "the README's list has changed: look whether this test still runs all of it"
     for line in lines:
         out = run(line)
         if "--dry-run" in line:
@@ -73,7 +78,11 @@ def test_the_commands_for_your_own_text_run_in_their_order(empty_folder: Path) -
         if line.startswith("bedplate generate"):
             assert out.startswith("It was")
         if line.startswith("bedplate evaluate"):
-            assert re.search(r"bits_per_byte: \d", out)
+            assert re.search(r"bits_per_byte: \d" if "gpt-mini" in line else r"macro_f1: \d", out)
+        if line.startswith("bedplate transfer"):
+            assert "The same network from scratch" in out and Path("transfer/report.html").exists()
+        if line.startswith("bedplate predict"):
+            assert out.startswith(("bright", "gloomy"))
 
 
 def test_quickstart_then_the_python_example(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

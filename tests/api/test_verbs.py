@@ -87,12 +87,23 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Pat
     reviews = tmp_path / "reviews.csv"
     with reviews.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["text", "source"])
+        rows.writerow(["text", "label", "source"])
         for line in corpus.read_text("utf-8").splitlines():
-            rows.writerow([json.loads(line)["text"] + "<br /><br />The end.", "imdb"])
+            rows.writerow([json.loads(line)["text"] + "<br /><br />The end.", "1", "imdb"])
+        for number in range(60):
+            rows.writerow([f"sentence {number} is {'good' if number % 2 else 'bad'}", number % 2, "rotten_tomatoes"])
     monkeypatch.setattr("bedplate.api.quickstart._package_reviews", lambda: reviews)
+    monkeypatch.setattr("bedplate.api.quickstart.LABELS", (8, 16))
+    monkeypatch.setattr("bedplate.api.quickstart.SEEDS", 1)
     tiny = ["train.steps=2", "model.hidden_size=32", "tokenizer.vocab_size=300", "data.workers=1"]
     tiny += ["train.sequence_length=32", "evaluate.sample_tokens=2", "train.precision=fp32", "train.threads=1"]
     for name in "ab":
         result = bedplate.quickstart(tmp_path / name, *tiny)
-        assert Path(result["model"], "model.safetensors").is_file() and (tmp_path / name / "report.html").is_file()
+        assert Path(result["model"], "model.safetensors").is_file()
+        assert {row["labels"] for row in result["transfer"]["rows"]} == {8, 16}
+        page = (tmp_path / name / "report.html").read_text("utf-8")
+        assert "TF-IDF" in page and "negative" in page  # the comparison is in the run's own page
+        assert bedplate.predict(tmp_path / name / "sentiment", "sentence 61 is good")[0]["label"] in (
+            "negative",
+            "positive",
+        )

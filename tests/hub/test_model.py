@@ -238,7 +238,7 @@ def test_hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert load("hf:org/name@v1.0").card == "# A card\n"
     assert (asked["name"], asked["revision"]) == ("org/name", "v1.0")
-    assert set(asked["allow_patterns"]) == {"*.json", "*.safetensors", "*.txt", "README.md"}
+    assert set(asked["allow_patterns"]) == {"*.json", "*.jinja", "*.safetensors", "*.txt", "README.md"}
     with pytest.raises(InputError, match="hf:a/b/c: not a model id; write hf:ORG/NAME"):
         load("hf:a/b/c")
 

@@ -1,6 +1,8 @@
 """GPT: positions, loss, fresh weights and the count of FLOPs."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,3 +138,64 @@ def test_sizes_that_do_not_fit_each_other(make_gpt: Callable[..., GPT]) -> None:
         make_gpt("llama", num_key_value_heads=3)
     with pytest.raises(InputError, match="head_dim=5 must be even"):
         make_gpt("llama", head_dim=5)
+
+
+def test_the_document_objective_learns_which_words_keep_company() -> None:
+    """Words 1-4 and 5-8 are never in one document: after training, some of a group foretell the rest of it."""
+    config = GPTConfig.from_preset(
+        "qwen3", vocab_size=9, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    module = GPT(config)
+    module.init_weights(0)
+    weight, log_prior = torch.tensor([0.0] + [1.0] * 8), torch.tensor([-20.0] + [math.log(1 / 8)] * 8)
+    given = torch.tensor([[1, 2, -1], [5, 6, 7], [-1, -1, -1]])
+    asked = torch.tensor([[3, 4, -1], [8, -1, -1], [1, 2, 3]])
+    total, counted = module.document_loss(given, asked, weight, log_prior)
+    assert counted == 2  # a document of which nothing is given teaches nothing
+    assert total.item() / 2 == pytest.approx(math.log(8), rel=0.05)  # at first no more is known than the prior
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.05)
+    for _ in range(60):
+        total, counted = module.document_loss(given, asked, weight, log_prior)
+        (total / counted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert total.item() / 2 < math.log(3)
+    assert module.trunk.blocks[0].attn.q_proj.weight.grad is None  # the trunk takes no part
+
+
+def test_the_document_objective_does_not_depend_on_padding_or_order() -> None:
+    config = GPTConfig.from_preset(
+        "llama", vocab_size=20, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    module = GPT(config)
+    module.init_weights(1)
+    weight, log_prior = torch.rand(20), torch.full((20,), -3.0)
+    one = module.document_loss(torch.tensor([[3, 4, 5]]), torch.tensor([[6, 7]]), weight, log_prior)[0]
+    other = module.document_loss(torch.tensor([[5, 4, 3, -1]]), torch.tensor([[7, -1, 6]]), weight, log_prior)[0]
+    assert torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("windows", [None, (3, 3)])
+def test_one_token_of_each_row_is_what_it_is_among_all(family: str, is_causal: bool, windows: object) -> None:
+    config = GPTConfig.from_preset(
+        family,
+        vocab_size=50,
+        max_position_embeddings=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        windows=windows,
+    )
+    module = GPT(replace(config, is_causal=is_causal)).double().eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids, lengths = torch.randint(0, 50, (5, 11)), torch.tensor([11, 3, 1, 7, 10])
+    valid = torch.arange(11) < lengths[:, None]
+    every = module.hidden(ids, valid=valid, right_padded=True)
+    one = module.hidden(ids, valid=valid, right_padded=True, at=lengths - 1)
+    assert torch.allclose(one[:, 0], every[torch.arange(5), lengths - 1], atol=1e-12)
+    pos = torch.arange(11).expand(5, -1) + torch.arange(5)[:, None]  # rows may have positions of their own
+    every, at = module.hidden(ids, pos=pos), torch.tensor([0, 4, 2, 10, 7])
+    assert torch.allclose(module.hidden(ids, pos=pos, at=at)[:, 0], every[torch.arange(5), at], atol=1e-12)

@@ -55,9 +55,7 @@ def line_batch(step: int) -> dict[str, Tensor]:
 def make_trainer(tmp_path: Path) -> MakeTrainer:
     """`make_trainer(*overrides, val=..., folder=...)`: a trainer of `Line`; `trainer.saved` lists the saved weights."""
 
-    def make(
-        *overrides: str, val: Sequence[float] = (), folder: str = "run", patience: int | None = None
-    ) -> Trainer:
+    def make(*overrides: str, val: Sequence[float] = (), folder: str = "run", patience: int | None = None) -> Trainer:
         base = {"out": str(tmp_path / folder), "data": {"path": "-"}}
         train = {"steps": 10, "batch_size": 8, "precision": "fp32", "threads": 1}
         recipe = read_recipe({**base, "train": train, "evaluate": {"metric": "loss"}}, overrides)

@@ -47,7 +47,14 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Trainer, "_train_step", stopping)
 
 
-EVERYTHING = ("model.dropout=0.1", "train.ema=0.9", "data.isolate_documents=true", "train.micro_batch_size=4")
+DOCUMENTS = ("objective.document_weight=1", "objective.document_batch=16")
+EVERYTHING = (
+    "model.dropout=0.1",
+    "train.ema=0.9",
+    "data.isolate_documents=true",
+    "train.micro_batch_size=4",
+    *DOCUMENTS,
+)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

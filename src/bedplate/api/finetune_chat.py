@@ -85,12 +85,13 @@ class ChatRun(FinetuneRun):
 
     def _prompts(self) -> list[str]:
         """What is answered while training: the recipe's prompts, else the first held-out one that leaves room."""
-        room = self.context - self.recipe.evaluate.sample_tokens
+        tokens = self.recipe.evaluate.sample_tokens
+        room = self.context - tokens
         for prompt in self.recipe.evaluate.prompts:
             if len(self._encode_prompt(prompt)) > room:
                 raise InputError(
-                    f"evaluate.prompts: {prompt[:40]!r} and {self.recipe.evaluate.sample_tokens} tokens "
-                    f"(evaluate.sample_tokens) do not fit into the context of {self.context} tokens; shorten one of them"
+                    f"evaluate.prompts: {prompt[:40]!r} and evaluate.sample_tokens={tokens} do not fit into "
+                    f"the context of {self.context}; shorten the one or lower the other"
                 )
         if self.recipe.evaluate.prompts:
             return self.recipe.evaluate.prompts

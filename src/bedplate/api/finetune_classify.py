@@ -58,11 +58,6 @@ class ClassifyRun(FinetuneRun):
         if val is not None:
             train, more = without_duplicates(train, val)
             near += more
-        if lost := sorted(set(self.classes) - set(train.labels)):
-            raise InputError(
-                f"no example of the label {lost[0]!r} is left to train on once near-duplicates of scored texts are "
-                "removed; give more examples of it"
-            )
         self.parts = {"train": train} | ({"val": val} if val else {}) | ({"test": test} if test else {})
         self.rows = {name: self.encode(part) for name, part in self.parts.items()}
         self.found = {
@@ -137,10 +132,20 @@ class ClassifyRun(FinetuneRun):
 
 
 def without_duplicates(train: LabelledTexts, scored: LabelledTexts) -> tuple[LabelledTexts, int]:
-    """`train` without its near-duplicates of texts that are scored, and their number."""
+    """`train` without its near-duplicates of texts that are scored, and their number.
+
+    Raises:
+        InputError: a label has no other texts.
+    """
     found = near_duplicates(train.texts, scored.texts)
-    kept = np.setdiff1d(np.arange(len(train)), found)
-    return train.select(kept.tolist()), len(found)
+    kept = train.select(np.setdiff1d(np.arange(len(train)), found))
+    left = set(kept.labels)
+    if lost := next((label for label in train.classes if label not in left), None):
+        raise InputError(
+            f"no example of the label {lost!r} is left to train on once near-duplicates of scored texts are removed; "
+            "give more examples of it"
+        )
+    return kept, len(found)
 
 
 def said(found: dict[str, Any], length: int) -> list[str]:

@@ -15,10 +15,11 @@ from bedplate.api.plan import check_metric, gpt_config, plan
 from bedplate.api.record import write_report
 from bedplate.api.run import Run
 from bedplate.api.tokenizer import train_on_text
-from bedplate.data.loader import EvalLoader, TextLoader, prefetch
+from bedplate.data.documents import DocumentLoader, token_statistics
+from bedplate.data.loader import EvalLoader, Loader, TextLoader, prefetch
 from bedplate.data.shards import TextData
 from bedplate.data.text import prepare
-from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
+from bedplate.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
 from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
 from bedplate.models.gpt import GPT
@@ -80,14 +81,27 @@ class Pretraining(Run[Recipe]):
 
     def trainer(self, log: RunLog) -> Trainer:
         recipe, train = self.recipe, self.recipe.train
-        task = Language(self.module, self.tokenizer, recipe.evaluate.prompts, recipe.evaluate.sample_tokens)
-        loader = TextLoader(
-            [data.train for data in self.data],
+        streams = [data.train for data in self.data]
+        loader: Loader = TextLoader(
+            streams,
             recipe.data.weights,
             train.sequence_length,
             train.batch_size,
             recipe.seed,
             recipe.data.isolate_documents,
+        )
+        statistics = None
+        if weight := recipe.objective.document_weight:
+            loader = DocumentLoader(loader, streams, train.batch_size, recipe.objective.document_batch, recipe.seed)
+            size = vocabulary_size(self.tokenizer)
+            statistics = token_statistics(streams, size, [end_of_text_id(self.tokenizer)])
+        task = Language(
+            self.module,
+            self.tokenizer,
+            recipe.evaluate.prompts,
+            recipe.evaluate.sample_tokens,
+            document_weight=weight,
+            token_statistics=statistics,
         )
         held_out = self.data[0].val
         val = None
@@ -129,6 +143,7 @@ class Pretraining(Run[Recipe]):
             "train.sequence_length": recipe.train.sequence_length,
             "data.isolate_documents": recipe.data.isolate_documents,
             "data.weights": recipe.data.weights,
+            "objective": recipe.objective.model_dump(),
         }
 
     def best_metric(self) -> tuple[str, Any]:

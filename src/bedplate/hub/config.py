@@ -367,8 +367,8 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
     """The head of a text classifier; None for a model that is none.
 
     Raises:
-        InputError: `id2label` does not number its labels from 0, the classifier gives several labels to a text, or
-            one to each token.
+        InputError: `id2label` does not number its labels from 0, has less than two or one of them twice, or the
+            classifier gives several labels to a text, or one to each token.
     """
     architectures = [str(name) for name in values.get("architectures") or ()]
     pooling = next((p for p, end in CLASSIFIERS.items() if any(name.endswith(end) for name in architectures)), None)
@@ -381,7 +381,12 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
     if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
         raise InputError(f"{where}: id2label must number the labels from 0, got {names!r}")
-    return ClassifierHead([str(names.get(str(i), names.get(i))) for i in range(len(names))], pooling)
+    labels = [str(names.get(str(i), names.get(i))) for i in range(len(names))]
+    if len(labels) < 2:  # which `transformers` takes for a regression
+        raise InputError(f"{where}: id2label has {len(labels)} label; a classifier has two or more")
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise InputError(f"{where}: id2label has the label {twice!r} twice; give each a name of its own")
+    return ClassifierHead(labels, pooling)
 
 
 def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling, pad_token_id: int) -> dict[str, Any]:

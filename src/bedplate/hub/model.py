@@ -105,9 +105,12 @@ class Model:
         if not isinstance(self.module, Classifier):
             return [{"text": text} for text in self.generate(inputs, **options)]
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        length = options.pop("sequence_length", min(self.config.max_position_embeddings, 512))
+        context = self.config.max_position_embeddings
+        length = options.pop("sequence_length", min(context, 512))
         if options:
             raise InputError(f"{next(iter(options))} is no option of a classifier; it has sequence_length")
+        if not 0 < length <= context:
+            raise InputError(f"sequence_length={length} is not between 1 and the model's context, {context} tokens")
         return predict_labels(self.module, self.need_tokenizer(), texts, length)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:

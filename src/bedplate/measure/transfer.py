@@ -30,7 +30,7 @@ from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
 PRETRAINED, SCRATCH, TFIDF = "pretrained", "scratch", "tfidf"
-LEAST_STEPS = 60  # of a fine-tuning: with few labels, epochs are made more
+LEAST_STEPS = 100  # of a fine-tuning: with few labels, epochs are made more
 
 
 @dataclass

@@ -22,7 +22,7 @@ class Classifier(TextModel):
     `...ForTokenClassification` and a mean; so `token_logits` show what each token spoke for.
     """
 
-    def __init__(self, config: GPTConfig, labels: Sequence[str], pooling: Pooling = "mean") -> None:
+    def __init__(self, config: GPTConfig, labels: Sequence[str], pooling: Pooling = "last") -> None:
         super().__init__(config)
         self.labels, self.pooling = list(labels), pooling
         self.score = nn.Linear(config.trunk.hidden_size, len(labels), bias=pooling == "mean")  # as theirs have it
@@ -30,11 +30,13 @@ class Classifier(TextModel):
     def forward(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits `(B, C)` of `ids (B, N)`, whose rows end after `lengths (B,)` tokens and are padded from there."""
         valid = None
-        if lengths is not None:
+        if lengths is None:
+            lengths = torch.full((len(ids),), ids.shape[1], device=ids.device)
+        else:
             valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-        hidden = self.hidden(ids, valid=valid, right_padded=True)
         if self.pooling == "last":
-            return self.score(hidden[:, -1] if lengths is None else hidden[torch.arange(len(ids)), lengths - 1])
+            return self.score(self.hidden(ids, valid=valid, right_padded=True, at=lengths - 1)[:, 0])
+        hidden = self.hidden(ids, valid=valid, right_padded=True)
         if valid is None:
             return self.score(hidden.mean(1))
         kept = valid[..., None].to(hidden.dtype)
@@ -48,7 +50,7 @@ class Classifier(TextModel):
     def of(
         base: TextModel,
         labels: Sequence[str],
-        pooling: Pooling = "mean",
+        pooling: Pooling = "last",
         *,
         dropout: float | None = None,
         is_causal: bool | None = None,

@@ -17,6 +17,8 @@ from bedplate.nn.presets import PRESETS, default_intermediate_size
 from bedplate.nn.span import Span
 from bedplate.nn.trunk import Trunk
 
+DOCUMENT_TEMPERATURE = 4.0  # some words foretell the others less surely than a text its next token
+
 
 @dataclass(frozen=True, slots=True)
 class GPTConfig:
@@ -84,12 +86,14 @@ class TextModel(nn.Module):
         valid: Tensor | None = None,
         right_padded: bool = False,
         cache: Cache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states `(B, N, D)` of `ids (B, N)`.
 
         Args:
             pos: positions `(N,)` or `(B, N)`; by default they go on from the cache's length.
             doc: document numbers `(B, N)` of packed rows; documents do not see each other, all see document 0.
+            at: the one token of each row `(B,)` whose state is wanted; the result is `(B, 1, D)` then.
             valid: False on padding `(B, N)`; `right_padded` promises that padding ends each row, which needs no mask.
         """
         start, n = (cache.length if cache else 0), ids.shape[1]
@@ -105,8 +109,8 @@ class TextModel(nn.Module):
             x = x + self.positions(pos)
         x = self.dropout(x)
         if self.config.is_causal:
-            return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache)
-        return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache)
+            return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
+        return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
 
     def flops_per_token(self, length: int) -> int:
         """Training FLOPs a token at rows of `length` tokens, a large head included."""
@@ -167,5 +171,33 @@ class GPT(TextModel):
         """(summed negative log-likelihood of `targets (B, N)` in nats, number counted); see `linear_cross_entropy`."""
         return linear_cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
 
+    def document_loss(self, given: Tensor, asked: Tensor, weight: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
+        """(sum over documents of the mean nats by which `given` words predict those `asked` for, documents counted).
+
+        A document's given words are one token, the mean of their embeddings, that passes the final norm and the head:
+        the trunk takes no part, so a step sees hundreds of documents for the price of a few rows. It teaches the
+        embeddings what words keep company in a document, as paragraph vectors do (PV-DBOW, arXiv 1405.4053), where
+        next-token prediction needs far more text. Nothing is added to the network.
+
+        Args:
+            given: distinct token ids `(N, W)` of each document, padded with -1.
+            asked: the document's other ids `(N, U)`, padded with -1.
+            weight: of each token `(V,)`; see `data.documents.token_statistics`.
+            log_prior: log-probability of each token `(V,)` where nothing is given.
+        """
+        shown, wanted = _bags(given, weight), _bags(asked, weight)
+        hidden = self.trunk.norm(shown @ self.embed.weight[: len(weight)])
+        logits = self.head(hidden)[:, : len(weight)].float() / DOCUMENT_TEMPERATURE
+        nats = -((logits + log_prior).log_softmax(1) * wanted).sum(1)
+        counted = (shown.sum(1) > 0) & (wanted.sum(1) > 0)
+        return (nats * counted).sum(), counted.sum()
+
     def flops_per_token(self, length: int) -> int:
         return super().flops_per_token(length) + 6 * self.head.weight.numel()
+
+
+def _bags(ids: Tensor, weight: Tensor) -> Tensor:
+    """Rows of token ids `(N, W)` as shares of their weight `(N, V)`; a row without weight stays zero."""
+    bags = weight.new_zeros(len(ids), len(weight) + 1)  # the last column takes the padding
+    bags = bags.scatter_(1, ids % bags.shape[1], 1.0)[:, :-1] * weight
+    return bags / bags.sum(1, keepdim=True).clamp(min=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bedplate.nn.cache import Cache
 from bedplate.nn.config import TrunkConfig
-from bedplate.nn.mask import Keys, visible
+from bedplate.nn.mask import Keys, pick, visible
 from bedplate.nn.norm import RMSNorm
 from bedplate.nn.rotary import rotate
 from bedplate.nn.span import Span
@@ -26,6 +26,7 @@ class Context:
     unmasked: bool  # every query sees every key
     rotary: tuple[Tensor, Tensor] | None
     cache: Cache | None
+    at: Tensor | None = None  # (B,): the one token of each row whose output is wanted; None for all
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @staticmethod
@@ -40,6 +41,22 @@ class Context:
         # token behind a plain cache sees everything.
         return Context(queries, keys, cache.length, False, n == 1 and cache.plain, rotary, cache)
 
+    def last(self, at: Tensor) -> Context:
+        """What the last block gets when of each row only the token at `at (B,)` is wanted; no cache, no padding there.
+
+        Its queries and its MLP are then computed for these tokens alone.
+        """
+        assert self.cache is None
+        return Context(self.queries.at(at), self.keys, self.length, False, False, self.rotary, None, at)
+
+    def query_rotary(self) -> tuple[Tensor, Tensor]:
+        """The rotary tables of the queries, `(N | B, N or 1, 1, head_dim)`."""
+        assert self.rotary is not None
+        if self.at is None:
+            return self.rotary
+        cos, sin = (pick(t if t.dim() == 4 else t.expand(len(self.at), *t.shape), self.at) for t in self.rotary)
+        return cos, sin
+
     def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
         """(boolean mask or None, is_causal) for layers with this window; each mask is made once and shared."""
         if window is not None and self.length <= window + 1:
@@ -47,12 +64,12 @@ class Context:
         if window is None and (self.is_causal or self.unmasked):
             return None, self.is_causal
         if window not in self._masks:
-            self._masks[window] = visible(self.queries, self.keys, window)
+            self._masks[window] = visible(self.queries, self.keys, window, self.at)
         return self._masks[window], False
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention, `(B, N, D) -> (B, N, D)`."""
+    """Scaled dot-product attention, `(B, N, D) -> (B, N, D)`, or `(B, 1, D)` where one token of each row is wanted."""
 
     def __init__(self, config: TrunkConfig, layer: int) -> None:
         super().__init__()
@@ -70,11 +87,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         heads = *x.shape[:2], -1, self.head_dim
-        q = self.q_norm(self.q_proj(x).view(heads))
+        asked = pick(x, ctx.at)
+        q = self.q_norm(self.q_proj(asked).view(*asked.shape[:2], -1, self.head_dim))
         k = self.k_norm(self.k_proj(x).view(heads))
         v = self.v_proj(x).view(heads)
         if ctx.rotary is not None:
-            q, k = rotate(q, *ctx.rotary), rotate(k, *ctx.rotary)
+            q, k = rotate(q, *ctx.query_rotary()), rotate(k, *ctx.rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if ctx.cache is not None:
             k, v = ctx.cache.update(self.layer, k, v)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bedplate.nn.attention import Attention, Context
 from bedplate.nn.config import TrunkConfig
+from bedplate.nn.mask import pick
 from bedplate.nn.norm import RMSNorm, for_matmul
 
 
@@ -58,7 +59,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual layer, `(B, N, D) -> (B, N, D)`."""
+    """Pre-norm residual layer, `(B, N, D) -> (B, N, D)`, or `(B, 1, D)` where one token of each row is wanted."""
 
     def __init__(self, config: TrunkConfig, layer: int) -> None:
         super().__init__()
@@ -69,5 +70,5 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
-        x = x + self.dropout(self.attn(for_matmul(self.attn_norm(x)), ctx))
+        x = pick(x, ctx.at) + self.dropout(self.attn(for_matmul(self.attn_norm(x)), ctx))
         return x + self.dropout(self.mlp(for_matmul(self.mlp_norm(x))))

@@ -24,15 +24,30 @@ class Keys:
         pos = span.pos if span.pos.dim() > 1 else span.pos[None]
         return Keys(span.order(), pos, span.valid, span.doc)
 
+    def at(self, index: Tensor) -> Keys:
+        """One token of each row, `index (B,)`."""
+        order, pos = (pick(values.expand(len(index), -1), index) for values in (self.order, self.pos))
+        return Keys(order, pos, None, None if self.doc is None else pick(self.doc, index))
 
-def visible(queries: Keys, keys: Keys, window: int | None = None) -> Tensor:
-    """Which keys each query sees, `(B|1, 1, Q, K)` bool. The queries are the last Q of the keys.
 
-    `window` is the largest allowed |pos_i - pos_j|. A padding token sees itself as well, so that no row is empty:
-    an empty row would be a softmax over nothing, and its NaN would reach the valid tokens through 0 * NaN.
+def pick(values: Tensor, index: Tensor | None) -> Tensor:
+    """One token of each row, `(B, N, ...) -> (B, 1, ...)` at `index (B,)`; without an index all of them."""
+    if index is None:
+        return values
+    return values[torch.arange(len(index), device=index.device), index][:, None]
+
+
+def visible(queries: Keys, keys: Keys, window: int | None = None, index: Tensor | None = None) -> Tensor:
+    """Which keys each query sees, `(B|1, 1, Q, K)` bool. The queries are the last Q of the keys, or those at `index`.
+
+    `window` is the largest allowed |pos_i - pos_j|; `index (B,)` is the one query of each row, no padding. A padding
+    token sees itself as well, so that no row is empty: an empty row would be a softmax over nothing, and its NaN would
+    reach the valid tokens through 0 * NaN.
     """
     seen = keys.order[:, None, :] <= queries.order[:, :, None]
-    if keys.valid is not None:
+    if keys.valid is not None and index is not None:
+        seen = seen & keys.valid[:, None, :]
+    elif keys.valid is not None:
         q, k = seen.shape[1], seen.shape[2]
         itself = torch.ones(q, k, dtype=torch.bool, device=seen.device).tril(k - q).triu(k - q)
         seen = seen & (keys.valid[:, None, :] | itself)

@@ -22,12 +22,16 @@ class Trunk(nn.Module):
         self.norm = make_norm(config)
         self.rotary = Rotary(config.rope, config.head_dim) if config.rope else None
 
-    def forward(self, span: Span, cache: Cache | None = None) -> Tensor:
-        """Final hidden states `(B, N, D)`. With a cache, the span stands behind what the cache holds."""
+    def forward(self, span: Span, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
+        """Final hidden states `(B, N, D)`. With a cache, the span stands behind what the cache holds.
+
+        With `at (B,)`, only those of one token of each row, `(B, 1, D)`: the last block spares the others.
+        """
         ctx = Context.of(span, cache, self.rotary.tables(span.pos) if self.rotary else None)
         x = span.x
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, ctx)
+        x = self.blocks[-1](x, ctx if at is None else ctx.last(at))
         return self.norm(x)
 
     def make_cache(self, batch_size: int, capacity: int) -> Cache:

@@ -15,8 +15,8 @@ class FinetuneModelRecipe(Strict):
 
     dropout: Share = 0.1
     """dropout on embeddings, attention and residual branches"""
-    pooling: Literal["mean", "last"] = "mean"
-    """classify: what is scored: the mean over a text's tokens, or the last token, as `transformers` does it"""
+    pooling: Literal["last", "mean"] = "last"
+    """classify: what is scored: a text's last token, as `transformers` does it, or the mean over its tokens"""
     attention: Literal["base", "causal", "bidirectional"] = "base"
     """classify: what a token sees: `causal`, the text before it; `bidirectional`, all of it; `base`, as in the base"""
 
@@ -35,7 +35,7 @@ class FinetuneDataRecipe(Strict):
     val_fraction: Share = 0.1
     """share of examples held out for early stopping, of each class alike"""
     test_path: list[str] | None = None
-    """examples that are scored once, at the end; near-duplicates of them are removed from the training"""
+    """classify: examples that are scored once, at the end; near-duplicates of them are removed from the training"""
     max_tokens: Positive | None = None
     """classify: use a text's first so many tokens (default: all, in windows of train.sequence_length)"""
 
@@ -50,7 +50,7 @@ class FinetuneTrainRecipe(LoopRecipe):
 
     steps: Positive | None = None
     """optimizer steps (default: as many as `epochs` are)"""
-    epochs: Rate | None = 5.0
+    epochs: Rate | None = 4.0
     """passes over the examples"""
     batch_size: Positive = 16
     """examples a step (chat: rows of packed examples)"""
@@ -59,10 +59,12 @@ class FinetuneTrainRecipe(LoopRecipe):
 
 
 class FinetuneOptimizerRecipe(OptimizerRecipe):
-    """How weights follow gradients; smaller steps than in pre-training."""
+    """How weights follow gradients: AdamW, since Muon's products cost more than small batches themselves."""
 
-    learning_rate: Rate = 1e-3
-    """AdamW's peak learning rate"""
+    name: Literal["muon", "adamw"] = "adamw"
+    """muon: Muon on the blocks' matrices and AdamW on the rest; adamw: AdamW on everything"""
+    learning_rate: Rate = 5e-4
+    """AdamW's peak learning rate; for networks of 100M weights and more, a tenth of it"""
     muon_learning_rate: Rate = 5e-3
     """Muon's peak learning rate"""
 
@@ -99,8 +101,10 @@ class FinetuneRecipe(RunRecipe):
     def _agrees(self) -> FinetuneRecipe:
         if self.train.steps is None and self.train.epochs is None:
             raise ValueError("train.steps and train.epochs are both null; give one of them")
-        if self.task == "chat" and (self.data.column or self.data.label or self.data.max_tokens):
-            raise ValueError("data.column, data.label and data.max_tokens are for task: classify, not for chat")
-        if self.task == "chat" and self.model.attention != "base":
-            raise ValueError("model.attention is for task: classify; a chat model writes from left to right")
+        if self.task == "chat":
+            for key in ("column", "label", "test_path", "max_tokens"):
+                if getattr(self.data, key) is not None:
+                    raise ValueError(f"data.{key} is for task: classify, not for chat")
+            if (self.model.pooling, self.model.attention) != ("last", "base"):
+                raise ValueError("model.pooling and model.attention are for task: classify, not for chat")
         return self

@@ -100,6 +100,15 @@ class DataRecipe(Strict):
         return self
 
 
+class ObjectiveRecipe(Strict):
+    """What is learnt beside the next token."""
+
+    document_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the document objective: from some of a document's words, the others (0: none)"""
+    document_batch: Positive = 256
+    """documents a step"""
+
+
 class OptimizerRecipe(Strict):
     """How weights follow gradients."""
 
@@ -229,6 +238,7 @@ class Recipe(RunRecipe):
     model: ModelRecipe = Field(default_factory=ModelRecipe)
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
     data: DataRecipe
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
     train: TrainRecipe
     evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
 
@@ -237,4 +247,7 @@ class Recipe(RunRecipe):
         limit, length = self.model.max_position_embeddings, self.train.sequence_length
         if limit is not None and limit < length:
             raise ValueError(f"model.max_position_embeddings={limit} is shorter than train.sequence_length={length}")
+        documents, rows = self.objective.document_batch, self.train.batch_size
+        if self.objective.document_weight and documents % rows:
+            raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")
         return self

@@ -23,7 +23,8 @@ from bedplate.tasks import Batch
 class Language:
     """Causal language modelling of text with a GPT.
 
-    Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`.
+    Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`; with the document
+    objective, `given` and `asked (B, K, W)` of `data.documents`, which needs `token_statistics (2, V)`.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"bits_per_byte": "min", "loss": "min"}
@@ -36,17 +37,28 @@ class Language:
         sample_tokens: int = 48,
         encode_prompt: Callable[[str], list[int]] | None = None,
         stop_ids: Iterable[int] | None = None,
+        document_weight: float = 0.0,
+        token_statistics: Tensor | None = None,
     ) -> None:
         self.module, self.tokenizer = module, tokenizer
         self.prompts, self.sample_tokens = list(prompts), sample_tokens
         self.encode_prompt = encode_prompt or (lambda prompt: tokenizer.encode(prompt).ids)
         self.stop_ids = stop_ids
+        self.document_weight, self._token_statistics = document_weight, token_statistics
         lengths = token_byte_lengths(tokenizer)
         padding = module.config.vocab_size - len(lengths)  # a network may have more rows than its tokenizer has tokens
         self._byte_lengths = torch.from_numpy(np.pad(lengths, (0, max(padding, 0))))
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        return {"loss": self.module.loss(batch["ids"], batch["targets"], **_packing(batch))}
+        nats, counted = self.module.loss(batch["ids"], batch["targets"], **_packing(batch))
+        if "given" not in batch:
+            return {"loss": (nats, counted)}
+        assert self._token_statistics is not None
+        weight, log_prior = self._token_statistics.to(nats.device)
+        given, asked = (batch[key].flatten(0, 1) for key in ("given", "asked"))
+        total, documents = self.module.document_loss(given, asked, weight, log_prior)
+        both = nats + self.document_weight * total / documents.clamp(min=1) * counted  # a mean beside a mean
+        return {"loss": (both, counted), "next_token": (nats, counted)}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
@@ -102,7 +114,9 @@ class Language:
 
     def flops(self, batch: Batch) -> int:
         rows, length = batch["ids"].shape
-        return rows * length * self.module.flops_per_token(length)
+        documents = batch["given"].shape[:2].numel() if "given" in batch else 0
+        words = 12 * documents * self.module.head.weight.numel()  # into the embedding and out of the head
+        return rows * length * self.module.flops_per_token(length) + words
 
 
 def _packing(batch: Batch) -> dict[str, Any]:

@@ -131,13 +131,14 @@ class Trainer:
         set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
         rows = recipe.train.micro_batch_size or recipe.train.batch_size
-        total = weight = torch.zeros((), device=self.hardware.device)
+        shown = weight = torch.zeros((), device=self.hardware.device)
         for micro in split(batch, rows):
             with self.hardware.autocast():
-                loss, count = self.task.loss(micro)["loss"]
+                losses = self.task.loss(micro)
+            (loss, count), (part, _) = losses["loss"], losses.get("next_token", losses["loss"])
             loss.backward()
-            total, weight = total + loss.detach(), weight + count
-        mean = total / weight.clamp(min=1)
+            shown, weight = shown + part.detach(), weight + count
+        mean = shown / weight.clamp(min=1)
         self._norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
         self._unread.append((self.step + 1, mean, self._norm))  # counted from 1, as in metrics.jsonl
         if self.hardware.device.type == "cpu":  # reading is free here; elsewhere it would stall the device

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bedplate.data import documents
+from bedplate.data.documents import PADDING, DocumentLoader, token_statistics
+from bedplate.data.loader import TextLoader
+from tests.data.test_loader import make_stream
+
+DOCUMENTS = [[*range(10 * n, 10 * n + 3 + n), 0] for n in range(1, 6)]  # no token but 0 is in two of them
+
+
+@pytest.fixture
+def loader(tmp_path: Path) -> DocumentLoader:
+    tokens, lengths = [token for document in DOCUMENTS for token in document], [len(document) for document in DOCUMENTS]
+    streams = [make_stream(tmp_path / "a", tokens, lengths)]
+    return DocumentLoader(TextLoader(streams, None, 4, 2, 0, False), streams, batch_size=2, documents=64, seed=7)
+
+
+def test_given_and_asked_words_part_one_document(loader: DocumentLoader) -> None:
+    batch = loader.batch(3)
+    assert batch["given"].shape[:2] == batch["asked"].shape[:2] == (2, 32)
+    whole = {frozenset(document) for document in DOCUMENTS}
+    seen = set()
+    for shown, wanted in zip(batch["given"].flatten(0, 1).tolist(), batch["asked"].flatten(0, 1).tolist(), strict=True):
+        shown, wanted = set(shown) - {PADDING}, set(wanted) - {PADDING}
+        assert not shown & wanted
+        assert shown | wanted in whole
+        seen.add(frozenset(shown | wanted))
+    assert seen == whole
+
+
+def test_batches_are_a_pure_function_of_the_step(loader: DocumentLoader) -> None:
+    first, later = loader.batch(5), loader.batch(6)
+    again = loader.batch(5)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert first["given"].shape != later["given"].shape or not torch.equal(first["given"], later["given"])
+
+
+def test_a_long_document_is_cut_around_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "LONGEST", 8)
+    stream = make_stream(tmp_path / "long", list(range(1, 41)), [20, 20])
+    loader = DocumentLoader(TextLoader([stream], None, 4, 2, 0, False), [stream], 2, 64, 0)
+    batch = loader.batch(0)
+    places = set()
+    for shown, wanted in zip(batch["given"].flatten(0, 1).tolist(), batch["asked"].flatten(0, 1).tolist(), strict=True):
+        words = sorted((set(shown) | set(wanted)) - {PADDING})
+        assert words == list(range(words[0], words[0] + 8))
+        assert (words[0] - 1) // 20 == (words[-1] - 1) // 20  # never across the border
+        places.add(words[0])
+    assert len(places) > 5
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=200))
+@settings(max_examples=30)
+def test_statistics_weigh_rare_words_and_forget_special_ones(
+    tmp_path_factory: pytest.TempPathFactory, tokens: list[int]
+) -> None:
+    stream = make_stream(tmp_path_factory.mktemp("s"), [*tokens, 0])
+    weight, log_prior = token_statistics([stream], 12, special=[0]).double().numpy()
+    counts = np.bincount(tokens, minlength=12)
+    assert weight[0] == 0 and (weight[counts == 0] == 0).all() and (weight[counts > 0] > 0).all()
+    assert np.exp(log_prior).sum() == pytest.approx(1, abs=1e-4)
+    order = np.argsort(counts[counts > 0], kind="stable")
+    assert (np.diff(weight[counts > 0][order]) <= 1e-7).all()  # the more frequent, the lighter
