@@ -97,7 +97,7 @@ def test_the_model_is_from_the_best_evaluation(make_trainer: Any) -> None:
     val = [9.0, 5.0, 3.0, 6.0, 7.0, 8.0]  # before the first step, then after 2, 4, 6, 8 and 10
     trainer = make_trainer("evaluate.every=2", "checkpoint.every=2", "checkpoint.keep=1", val=val)
     trainer.run()
-    assert trainer.best == {"metric": "loss", "value": 3.0, "step": 4}
+    assert trainer.best == {"metric": "loss", "value": 3.0, "loss": 3.0, "step": 4}
     assert trainer.checkpoints.steps() == [4, 10]  # the newest `keep` and the best
     best = trainer.checkpoints.load(4)
     for name, value in trainer.saved[0].items():

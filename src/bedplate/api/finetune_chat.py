@@ -55,8 +55,8 @@ class ChatRun(FinetuneRun):
         data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
         return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
 
-    def best_metric(self) -> tuple[str, Any]:
-        return self.recipe.evaluate.metric or "bits_per_byte", min
+    def best_metric(self) -> tuple[str, str]:
+        return self.recipe.evaluate.metric or "bits_per_byte", "min"
 
     def facts(self) -> list[dict[str, Any]]:
         data = self.recipe.data

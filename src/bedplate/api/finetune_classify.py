@@ -84,9 +84,9 @@ class ClassifyRun(FinetuneRun):
         data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
         return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
 
-    def best_metric(self) -> tuple[str, Any]:
+    def best_metric(self) -> tuple[str, str]:
         metric = self.recipe.evaluate.metric or "accuracy"
-        return metric, max if self.task.metrics.get(metric) == "max" else min
+        return metric, self.task.metrics.get(metric, "min")
 
     def facts(self) -> list[dict[str, Any]]:
         data = self.recipe.data

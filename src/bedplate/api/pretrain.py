@@ -146,8 +146,8 @@ class Pretraining(Run[Recipe]):
             "objective": recipe.objective.model_dump(),
         }
 
-    def best_metric(self) -> tuple[str, Any]:
-        return self.recipe.evaluate.metric, min
+    def best_metric(self) -> tuple[str, str]:
+        return self.recipe.evaluate.metric, "min"
 
     def write_model(self, card: str) -> None:
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)

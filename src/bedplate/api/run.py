@@ -135,8 +135,9 @@ class Run(ABC, Generic[R]):
         rows = [row for row in rows if row["step"]] or rows  # the untrained network is no candidate
         if not rows:
             return {}
-        metric, best_of = self.best_metric()
-        best = best_of(rows, key=lambda row: row[f"val_{metric}"])
+        metric, direction = self.best_metric()
+        sign = -1 if direction == "max" else 1
+        best = min(rows, key=lambda row: (sign * row[f"val_{metric}"], row["val_loss"]))  # as the loop chooses it
         names = [key.removeprefix("val_") for key in best if key.startswith("val_") and f"{key}_low" in best]
         return {
             name: {"value": best[f"val_{name}"]} | {key: best[f"val_{name}_{key}"] for key in ("low", "high", "n")}
@@ -144,8 +145,8 @@ class Run(ABC, Generic[R]):
         }
 
     @abstractmethod
-    def best_metric(self) -> tuple[str, Any]:
-        """(the metric whose best evaluation the model is from, `min` or `max`)."""
+    def best_metric(self) -> tuple[str, str]:
+        """(the metric whose best evaluation the model is from, "min" or "max")."""
 
     def save_model(self) -> None:
         """Write the model directory with its card; what a killed writer left goes."""

@@ -17,7 +17,8 @@ def command(
         str | None, typer.Option(help="The column of the label, for a classifier.", show_default="guessed")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024")
+        int | None,
+        typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024; a classifier's 512"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows at one time.")] = 8,
     isolate_documents: Annotated[

@@ -30,6 +30,7 @@ from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
 PRETRAINED, SCRATCH, TFIDF = "pretrained", "scratch", "tfidf"
+LONGEST = 256  # tokens of a row, as in fine-tuning: longer texts are read in windows
 LEAST_STEPS = 100  # of a fine-tuning: with few labels, epochs are made more
 
 
@@ -63,7 +64,7 @@ class Transfer:
         self.number = {label: number for number, label in enumerate(self.classes)}
         self.truth = np.array([self.number[label] for label in test.labels])
         self.hardware = choose_hardware(recipe.train)
-        self.length = recipe.train.sequence_length or base.config.max_position_embeddings
+        self.length = min(recipe.train.sequence_length or LONGEST, base.config.max_position_embeddings)
         self.test_rows = self._rows(test)
         self.arms = {
             PRETRAINED: f"Adapted from {recipe.base}",

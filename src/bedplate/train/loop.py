@@ -216,12 +216,17 @@ class Trainer:
             }
         self.log.numbers(row)
         self.log.samples(self.step, samples)
-        value = metrics[self.metric]["value"]
-        if self.step and math.isfinite(value) and (self.best is None or self._is_better(value, self.best["value"])):
-            self.best = {"metric": self.metric, "value": value, "step": self.step}
+        value, loss = metrics[self.metric]["value"], metrics["loss"]["value"]
+        if self.step and math.isfinite(value) and (self.best is None or self._is_better(value, loss)):
+            self.best = {"metric": self.metric, "value": value, "loss": loss, "step": self.step}
             self._save()
 
-    def _is_better(self, value: float, best: float) -> bool:
+    def _is_better(self, value: float, loss: float) -> bool:
+        """Whether an evaluation beats the best one; of equal ones, as accuracies of few texts are, the lower loss."""
+        assert self.best is not None
+        best = self.best["value"]
+        if value == best:
+            return loss < self.best.get("loss", -math.inf)
         return value > best if self.task.metrics[self.metric] == "max" else value < best
 
     def _is_over(self) -> bool:
