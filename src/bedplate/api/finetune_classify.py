@@ -96,7 +96,7 @@ class ClassifyRun(FinetuneRun):
     def write_model(self, card: str) -> None:
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
 
-    def finish(self, log: RunLog) -> None:
+    def score(self) -> None:
         """Score the model once: on the test texts where there are any, else in detail on the held-out ones."""
         name = "test" if "test" in self.rows else "val"
         if name not in self.rows:

@@ -70,8 +70,8 @@ class Run(ABC, Generic[R]):
     def write_report(self, record: dict[str, Any]) -> None:
         """Write `out/report.html`."""
 
-    def finish(self, log: RunLog) -> None:  # most runs have nothing to add
-        """What is done with the trained module before the report is written."""
+    def score(self) -> None:  # most runs have nothing to add
+        """What is measured on the final weights, averaged ones included, before the model is written."""
 
     def run(self) -> dict[str, Any]:
         """Train, and leave a model directory and a report.
@@ -152,6 +152,7 @@ class Run(ABC, Generic[R]):
         """Write the model directory with its card; what a killed writer left goes."""
         for leftover in self.out.glob(".model.*"):
             shutil.rmtree(leftover)
+        self.score()
         self.write_model(model_card(without_paths(self.record(), self.verb)))
 
     def _train(self, trainer: Trainer, log: RunLog) -> None:
@@ -162,7 +163,6 @@ class Run(ABC, Generic[R]):
         try:
             try:
                 self.timed("training", trainer.run)
-                self.finish(log)
             finally:
                 self.write_report(self.record())
         except Interrupted as stop:

@@ -44,6 +44,7 @@ def model_card(record: Mapping[str, Any]) -> str:
             `chat`: whether the model answers;
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
+            `test`: {"metrics": the same, of texts that were scored once};
             `hardware`: a string, or in `environment` under that key.
     """
     recipe = record.get("recipe") or {}
@@ -57,7 +58,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     sections = {
         "Use": _use(record, recipe),
         "Data": _data(record.get("data") or ""),
-        "Evaluation": _metrics(record.get("metrics") or {}),
+        "Evaluation": _metrics(_measured(record)),
         "Training": _training(record, recipe),
     }
     parts = [f"---\n{_yaml(front)}\n---", f"# {record.get('name') or 'Language model'}", _summary(record, family)]
@@ -100,6 +101,12 @@ def _source(meta: Mapping[str, Any]) -> str:
     if near := meta.get("near_duplicates"):
         parts.append(f"{near:,} near-duplicates of scored texts removed from the training")
     return "; ".join(parts)
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Held-out metrics, and those of the test where there was one."""
+    test = record.get("test", {}).get("metrics", {})
+    return {**(record.get("metrics") or {}), **{f"test {name}": metric for name, metric in test.items()}}
 
 
 def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> str:
