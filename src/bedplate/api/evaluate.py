@@ -45,6 +45,7 @@ def evaluate(
         model: a model, or what `load` takes.
         column: column of the text (default: `text`, for a classifier guessed).
         sequence_length: tokens of a row (default: the model's context, at most 1,024; 512 for a classifier).
+        batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
 
@@ -68,6 +69,8 @@ def evaluate(
         raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     if isinstance(module, Classifier):
+        if isolate_documents:
+            raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
         return _classifier(module, loaded.tokenizer, read_labelled(paths, column, label, module.labels), length)
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")

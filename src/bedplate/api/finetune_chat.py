@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
-from bedplate.api.folders import cache_folder
 from bedplate.api.record import write_report
 from bedplate.data.chat import Chat, Example, encode_chats, read_chats
 from bedplate.data.loader import prefetch
 from bedplate.data.pack import PackedEvalLoader, PackedLoader
-from bedplate.data.sources import content_hash
 from bedplate.data.template import ChatTemplate
 from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError
@@ -59,9 +57,7 @@ class ChatRun(FinetuneRun):
         return self.recipe.evaluate.metric or "bits_per_byte", "min"
 
     def facts(self) -> list[dict[str, Any]]:
-        data = self.recipe.data
-        paths = [*data.path, *(data.val_path or ())]
-        return [{"fingerprint": content_hash(paths, cache_folder()), **self.found}]
+        return [{"fingerprint": self.fingerprint(), **self.found}]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)
@@ -97,7 +93,7 @@ class ChatRun(FinetuneRun):
             return self.recipe.evaluate.prompts
         chats = self.chats.get("val", self.chats["train"])
         said = (m["content"] for chat in chats[:100] for m in chat.messages if m["role"] == "user")
-        return [next((prompt for prompt in said if len(self._encode_prompt(prompt)) <= room), "Hello")]
+        return [prompt for prompt in said if len(self._encode_prompt(prompt)) <= room][:1]
 
     def _read(self, log: RunLog) -> None:
         """Read the conversations, hold some out, tokenise them, and say what was found."""

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
-from bedplate.api.folders import cache_folder
 from bedplate.api.record import write_finetune_report
 from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
-from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
 from bedplate.hub.directory import save_directory
 from bedplate.metrics.classification import confusion_matrix
@@ -49,12 +47,14 @@ class ClassifyRun(FinetuneRun):
         other = partial(read_labelled, column=whole.column, label=whole.label, classes=self.classes)
         test = other(data.test_path) if data.test_path else None
         train, near = (whole, 0) if test is None else without_duplicates(whole, test)
+        val: LabelledTexts | None = None
         if data.val_path:
-            val: LabelledTexts | None = other(data.val_path)
-        else:
-            train, val = (
-                split_labelled(train, data.val_fraction, self.recipe.seed) if data.val_fraction else (train, None)
-            )
+            val = other(data.val_path)
+            if test is not None:  # what chooses the epoch must not be what is scored at the end
+                found = set(near_duplicates(val.texts, test.texts).tolist())
+                val, near = val.select([i for i in range(len(val)) if i not in found]), near + len(found)
+        elif data.val_fraction:
+            train, val = split_labelled(train, data.val_fraction, self.recipe.seed)
         if val is not None:
             train, more = without_duplicates(train, val)
             near += more
@@ -79,6 +79,7 @@ class ClassifyRun(FinetuneRun):
         return encode_rows(self.tokenizer, part.texts, labels, self.length, self.recipe.data.max_tokens)
 
     def trainer(self, log: RunLog) -> Trainer:
+        (self.out / "scored.json").unlink(missing_ok=True)  # of the model that a resumed run is about to replace
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
         val = SortedEvalLoader(self.rows["val"]) if "val" in self.rows else None
         data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
@@ -89,9 +90,7 @@ class ClassifyRun(FinetuneRun):
         return metric, self.task.metrics.get(metric, "min")
 
     def facts(self) -> list[dict[str, Any]]:
-        data = self.recipe.data
-        paths = [*data.path, *(data.val_path or ()), *(data.test_path or ())]
-        return [{"fingerprint": content_hash(paths, cache_folder()), **self.found}]
+        return [{"fingerprint": self.fingerprint(), **self.found}]
 
     def write_model(self, card: str) -> None:
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)

@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
+from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
 from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
@@ -65,6 +67,12 @@ class FinetuneRun(Run[FinetuneRecipe]):
             metric=metric,
             patience=recipe.evaluate.patience,
         )
+
+    def fingerprint(self) -> str:
+        """Of the files, each in its role: what was trained on must not be scored after a resumption."""
+        data = self.recipe.data
+        roles = {"path": data.path, "val": data.val_path, "test": data.test_path}
+        return " ".join(f"{role}:{content_hash(paths, cache_folder())}" for role, paths in roles.items() if paths)
 
     def read_recipe(self, path: Path) -> FinetuneRecipe:
         return read_finetune_recipe(path)

@@ -14,7 +14,7 @@ from bedplate.api.folders import cache_folder, refuse_existing
 from bedplate.api.pretrain import Pretraining
 from bedplate.api.record import write_report
 from bedplate.api.transfer import transfer
-from bedplate.errors import InputError
+from bedplate.errors import InputError, Interrupted
 from bedplate.recipe import read_recipe
 from bedplate.report.adapt import transfer_sections
 
@@ -55,17 +55,21 @@ def quickstart(
     Raises:
         InputError: the extra is not installed, or `out` exists.
     """
-    out = Path(out)
-    refuse_existing(out, "remove it, or give another --out")
     text, sentences = (cache_folder() / "quickstart" / name for name in ("reviews.jsonl", "sentences.csv"))
+    recipe = read_recipe({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, overrides)
+    out = recipe.out
+    refuse_existing(out, "remove it, or give another --out")
     package = _package_reviews()
     write_reviews(package, text)
     write_sentences(package, sentences)
-    recipe = read_recipe({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, overrides)
     run = Pretraining(recipe, resume=False, command=f"bedplate pretrain {out}/recipe.yaml")
     result = run.run()
     started = time.perf_counter()
-    compared = transfer(sentences, out, labels=LABELS, seeds=SEEDS, out=out / "sentiment", say=say)
+    try:
+        compared = transfer(sentences, out, labels=LABELS, seeds=SEEDS, out=out / "sentiment", say=say)
+    except Interrupted as stop:
+        again = f"bedplate transfer --base {out} --data {sentences} --labels {','.join(map(str, LABELS))}"
+        raise Interrupted(f"{stop} The pre-trained model is in {out}/model. Compare with: {again}") from None
     run.timings["transfer"] = time.perf_counter() - started
     commands = [
         f'bedplate predict {out}/sentiment "{SENTENCES[0]}"',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ def transfer(
         seeds: how often each is repeated, with other samples, weights and orders.
         test: labelled texts to score on; without it a fifth of `data` is kept apart, at most 2,000 rows.
         out: folder for report.html, transfer.json and the model adapted from the most labels.
-        settings: sections of a fine-tuning recipe (`train`, `optimizer`, `model`, ...) in place of the defaults.
+        settings: sections of a fine-tuning recipe in place of the defaults: model, train, optimizer, schedule.
         say: gets messages for a person; by default they go to stderr.
 
     Returns:
@@ -76,8 +77,10 @@ def transfer(
         say(line)
     counts = _counts(labels, train, say)
     comparison = Transfer(model, train, held_out, recipe, seeds, say)
+    if windowed := comparison.test_rows.windowed:
+        say(f"{windowed:,} of the test texts are longer than {comparison.length} tokens and are read in windows.")
+    make_folder(out)
     comparison.run(counts)
-    windowed = comparison.test_rows.windowed
     settled = recipe.model_dump(mode="json", include={"model", "train", "optimizer", "schedule"})
     result = {"name": f"Transfer: {out.name}", **comparison.result(), "data": facts | {"windowed": windowed}}
     result |= {"settings": settled, "environment": environment(comparison.hardware)}
@@ -123,6 +126,10 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _recipe(base: str | Path, paths: list[str], out: Path, settings: Mapping[str, Any]) -> FinetuneRecipe:
+    if wrong := sorted(settings.keys() - {"model", "train", "optimizer", "schedule"}):
+        raise InputError(f"settings: {wrong[0]!r} is no part of a comparison; it has model, train, optimizer, schedule")
+    if settings.get("train", {}).get("ema") is not None:
+        raise InputError("settings: train.ema is not used in comparisons; leave it out")
     return read_finetune_recipe({**settings, "base": str(base), "out": str(out), "data": {"path": paths}})
 
 
@@ -146,11 +153,17 @@ def _counts(labels: Counts, train: LabelledTexts, say: Callable[[str], object]) 
 def _write(out: Path, result: dict[str, Any], comparison: Transfer, facts: dict[str, Any], paths: list[str]) -> None:
     """The folder: report, figures, and the model adapted from the most labels with the first seed."""
     assert comparison.kept is not None
-    make_folder(out)
+    data = [f"data.path={paths[0]}", f"data.column={facts['column']}", f"data.label={facts['label']}"]
+    result["next"] = [
+        f'bedplate predict {out}/model "A text of your own"',
+        shlex.join(["bedplate", "finetune", "recipes/classify.yaml", f"base={comparison.recipe.base}", *data]),
+    ]
+    write_whole(out / "transfer.json", json.dumps(result, indent=2, ensure_ascii=False))
+    base = comparison.recipe.base
     best = [row for row in result["rows"] if row["arm"] == PRETRAINED][-1]
     record = {
         "name": out.name,
-        "command": f"bedplate transfer --data {facts['path'][0]} --base {Path(comparison.recipe.base).name}",
+        "command": f"bedplate transfer --data {facts['path'][0]} --base {base if ':' in base else Path(base).name}",
         "classes": result["classes"],
         "pooling": comparison.kept[0].pooling,
         "metrics": {"accuracy": best["accuracy"], "macro_f1": best["macro_f1"]},
@@ -159,9 +172,4 @@ def _write(out: Path, result: dict[str, Any], comparison: Transfer, facts: dict[
         "description": f"Adapted from {best['labels']:,} labels; the metrics are means over {result['seeds']} seeds.",
     }
     save_directory(out / "model", comparison.kept[0], comparison.base.tokenizer, model_card(record))
-    result["next"] = [
-        f'bedplate predict {out}/model "A text of your own"',
-        f"bedplate finetune recipes/classify.yaml base={comparison.recipe.base} data.path={paths[0]}",
-    ]
-    write_whole(out / "transfer.json", json.dumps(result, indent=2, ensure_ascii=False))
     (out / "report.html").write_text(transfer_report(result), "utf-8")

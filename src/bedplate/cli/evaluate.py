@@ -32,7 +32,7 @@ def command(
     \b
     Example:
       bedplate evaluate quickstart/model --data my-text.txt
-      bedplate evaluate quickstart/classifier --data my-reviews.csv
+      bedplate evaluate quickstart/sentiment --data my-reviews.csv
     """
     from bedplate.api.evaluate import evaluate
 

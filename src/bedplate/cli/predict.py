@@ -19,7 +19,7 @@ def command(
 
     \b
     Example:
-      bedplate predict quickstart/classifier "A film of rare beauty." "Two hours of my life, gone."
+      bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
     """
     from bedplate.api.predict import predict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 from bedplate.data.examples import SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, sample_labelled
 from bedplate.data.loader import prefetch
+from bedplate.errors import InputError, Interrupted
 from bedplate.hub.model import Model
 from bedplate.metrics.classification import confusion_matrix, macro_f1
 from bedplate.metrics.intervals import grid_difference, grid_interval
@@ -47,7 +49,8 @@ class Transfer:
 
     For each number of labels and each seed, all arms learn from the same sample (samples of one seed are nested) and
     are scored on the same test texts. No arm sees other labels: there is no validation set, so the number of epochs is
-    fixed ahead. Intervals resample test texts and, with several seeds, seeds.
+    fixed ahead. Intervals of accuracy resample test texts and, with several seeds, seeds; those of macro-F1 are the
+    mean of the seeds' intervals over test texts.
     """
 
     def __init__(
@@ -148,8 +151,10 @@ class Transfer:
         )
         if arm == SCRATCH:
             module.init_weights(seed)
+        count = len(sample)
         loader = SortedLoader(self._rows(sample), recipe.train.batch_size, seed)
-        steps = max(LEAST_STEPS, round((recipe.train.epochs or 1) * loader.steps_per_epoch))
+        epochs = math.inf if recipe.train.epochs is None else recipe.train.epochs
+        steps = int(min(recipe.train.steps or math.inf, max(LEAST_STEPS, epochs * loader.steps_per_epoch)))
         task = Classify(module)
         with tempfile.TemporaryDirectory() as folder:
             log = RunLog(Path(folder), recipe.log, Console(file=io.StringIO()))
@@ -165,7 +170,13 @@ class Transfer:
                 evaluate_every=steps,
                 metric="accuracy",
             )
-            trainer.run()
+            try:
+                trainer.run()
+            except Interrupted:
+                raise Interrupted("Stopped before the comparison was whole; nothing of it is kept.") from None
+            except InputError as error:  # the loss is not finite; the checkpoints that it speaks of are gone
+                reason = str(error).partition(";")[0]
+                raise InputError(f"{count:,} labels, {self.arms[arm]}: {reason}; lower the learning rate") from None
         with self.hardware.autocast():
             logits, _ = task.logits(SortedEvalLoader(self.test_rows))
         if arm == PRETRAINED and seed == 0:
@@ -180,7 +191,11 @@ class Transfer:
         # One and two words, as good as or better than one alone on the sentences that this was tried on.
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         classic = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
-        classic.fit(sample.texts, sample.labels)
+        try:
+            classic.fit(sample.texts, sample.labels)
+        except ValueError:  # no word of two letters in any of the texts: nothing is left but the most frequent label
+            most = max(self.classes, key=sample.labels.count)
+            return np.full(len(self.truth), self.number[most])
         return np.array([self.number[label] for label in classic.predict(self.test.texts)])
 
     def _macro_f1(self, cell: Arm) -> dict[str, float]:

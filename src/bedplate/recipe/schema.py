@@ -250,4 +250,8 @@ class Recipe(RunRecipe):
         documents, rows = self.objective.document_batch, self.train.batch_size
         if self.objective.document_weight and documents % rows:
             raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")
+        if self.objective.document_weight and self.data.weights:
+            raise ValueError(
+                "objective.document_weight draws documents by size, so data.weights cannot be kept; leave one out"
+            )
         return self

@@ -93,7 +93,7 @@ class Language:
 
     def samples(self, seed: int) -> list[dict[str, str]]:
         """A continuation of each prompt, drawn at temperature 0.8 from the 50 likeliest tokens."""
-        if not self.sample_tokens:
+        if not self.sample_tokens or not self.prompts:
             return []
         end = end_of_text_id(self.tokenizer)
         prompts = [self.encode_prompt(prompt) or [end] for prompt in self.prompts]
