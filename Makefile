@@ -5,7 +5,7 @@ VENV ?= .venv
 .PHONY: help quickstart test test-slow lint
 
 help:
-	@echo "make quickstart   train a small language model on film reviews, write runs and a report"
+	@echo "make quickstart   pre-train on film reviews, adapt to sentiment, compare, write a report"
 	@echo "make test         the fast test suite (2 workers)"
 	@echo "make test-slow    the tests that take minutes"
 	@echo "make lint         formatting, lint, types, the order of the rooms"

@@ -87,7 +87,7 @@ def test_a_saved_classifier_gives_the_logits_of_the_module(
     tmp_path: Path, tiny_finetune: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[ClassifyRun] = []
-    monkeypatch.setattr(ClassifyRun, "finish", lambda self, log: runs.append(self))
+    monkeypatch.setattr(ClassifyRun, "score", lambda self: runs.append(self))
     bedplate.finetune(tiny_finetune(tmp_path / "run", *SHORT))
     ours, saved = runs[0], bedplate.load(tmp_path / "run")
     text = "the cat sees a dog at night"
@@ -122,15 +122,18 @@ def test_steps_or_epochs_whichever_is_first(tmp_path: Path, tiny_finetune: Any) 
 
 
 def test_validation_and_test_files(tmp_path: Path, tiny_finetune: Any, halves: tuple[Path, Path], capsys: Any) -> None:
-    train, test = halves
-    parts = (f"data.path={train}", f"data.val_path={test}", f"data.test_path={test}")
+    train, scored = halves[0], read(halves[1])
+    val, test = write(tmp_path / "val.csv", scored[:25]), write(tmp_path / "test.csv", scored[20:])
+    parts = (f"data.path={train}", f"data.val_path={val}", f"data.test_path={test}")
     result = bedplate.finetune(tiny_finetune(tmp_path / "run", *parts, "train.epochs=2"))
-    assert result["data"]["val"] == result["data"]["test"] == 40
-    assert result["test"]["accuracy"]["value"] == 1 and result["test"]["accuracy"]["n"] == 40
-    assert result["metrics"]["accuracy"]["n"] == 40
+    held_out = result["data"]["val"]
+    assert 0 < held_out <= 20  # the five that are in both files are scored at the end and do not choose the epoch
+    assert result["data"]["test"] == result["test"]["accuracy"]["n"] == 20
+    assert result["test"]["accuracy"]["value"] == 1
+    assert result["metrics"]["accuracy"]["n"] == held_out
     page = (tmp_path / "run/report.html").read_text("utf-8")
     assert "confusion" in page.lower()
-    counts = f"{result['data']['train']} to train on, 40 held out to choose the best epoch, 40 to score once"
+    counts = f"{result['data']['train']} to train on, {held_out} held out to choose the best epoch, 20 to score once"
     assert counts in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
+from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.directory import save_directory
+from bedplate.hub.model import Model
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify, as_predictions, mistakes
@@ -30,7 +32,7 @@ class ClassifyRun(FinetuneRun):
     task: Classify
 
     def prepare(self, log: RunLog) -> None:
-        base = self.load_base()
+        self.base = base = self.load_base()
         self.timed("data", lambda: self._read(log))
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
@@ -52,6 +54,10 @@ class ClassifyRun(FinetuneRun):
             val = other(data.val_path)
             if test is not None:  # what chooses the epoch must not be what is scored at the end
                 found = set(near_duplicates(val.texts, test.texts).tolist())
+                if len(found) == len(val):
+                    raise InputError(
+                        "data.val_path: all its texts are near-duplicates of those in data.test_path; give others"
+                    )
                 val, near = val.select([i for i in range(len(val)) if i not in found]), near + len(found)
         elif data.val_fraction:
             train, val = split_labelled(train, data.val_fraction, self.recipe.seed)
@@ -93,7 +99,11 @@ class ClassifyRun(FinetuneRun):
         return [{"fingerprint": self.fingerprint(), **self.found}]
 
     def write_model(self, card: str) -> None:
-        save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
+        model = Model(self.module, self.tokenizer, card, self.base.special, self.base.tokenizer_config)
+        model.save(self.out / "model", overwrite=True)
+
+    def save_tokenizer(self, directory: Path) -> None:
+        save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)
 
     def score(self) -> None:
         """Score the model once: on the test texts where there are any, else in detail on the held-out ones."""
@@ -157,7 +167,7 @@ def said(found: dict[str, Any], length: int) -> list[str]:
         lines.append(f"Left out: {left_out}.")
     if found["near_duplicates"]:
         near = found["near_duplicates"]
-        lines.append(f"{near:,} near-duplicates of texts that are scored were removed from the training.")
+        lines.append(f"{near:,} near-duplicates of texts that are scored were removed.")
     if found["windowed"]:
         lines.append(
             f"{found['windowed']:,} texts are longer than {length} tokens: each is read in windows, whose mean decides."

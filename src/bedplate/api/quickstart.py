@@ -33,7 +33,6 @@ RECIPE: dict[str, Any] = {
 LABELS, SEEDS = (100, 1000), 3
 TEXT, LABELLED = "imdb", "rotten_tomatoes"  # sources in the package: reviews to read, sentences with their sentiment
 SENTIMENTS = {"0": "negative", "1": "positive"}
-SENTENCES = ("A film of rare beauty, and very funny.", "Two hours of my life that I will never get back.")
 
 
 def quickstart(
@@ -72,7 +71,7 @@ def quickstart(
         raise Interrupted(f"{stop} The pre-trained model is in {out}/model. Compare with: {again}") from None
     run.timings["transfer"] = time.perf_counter() - started
     commands = [
-        f'bedplate predict {out}/sentiment "{SENTENCES[0]}"',
+        f'bedplate predict {out}/sentiment "A film of rare beauty, and very funny."',
         f'bedplate generate {out}/model "This film is"',
         f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
         f"bedplate finetune recipes/classify.yaml base={out}/model data.path=YOUR_LABELLED_TEXTS.csv",

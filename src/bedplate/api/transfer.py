@@ -17,8 +17,7 @@ from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
 from bedplate.hub.card import model_card
-from bedplate.hub.directory import save_directory
-from bedplate.hub.model import load
+from bedplate.hub.model import Model, load
 from bedplate.measure.transfer import PRETRAINED, Transfer
 from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
 from bedplate.report.adapt import transfer_report
@@ -171,5 +170,7 @@ def _write(out: Path, result: dict[str, Any], comparison: Transfer, facts: dict[
         "environment": result["environment"],
         "description": f"Adapted from {best['labels']:,} labels; the metrics are means over {result['seeds']} seeds.",
     }
-    save_directory(out / "model", comparison.kept[0], comparison.base.tokenizer, model_card(record))
+    of = comparison.base
+    adapted = Model(comparison.kept[0], of.tokenizer, model_card(record), of.special, of.tokenizer_config)
+    adapted.save(out / "model")
     (out / "report.html").write_text(transfer_report(result), "utf-8")

@@ -241,9 +241,8 @@ def save_directory(
     layout = _layout(module.config, module.pooling if isinstance(module, Classifier) else None)
     config = config_to_hf(module.config) | special.to_hf() | {"torch_dtype": dtype}
     if isinstance(module, Classifier):
-        # No text ends with the token that ends documents, so `transformers`, which looks for the last token that is no
-        # padding, finds the end of the text.
-        config |= classifier_to_hf(module.config, module.labels, module.pooling, special.eos[0] if special.eos else 0)
+        padding = _padding_id(tokenizer, tokenizer_config or {}, special)
+        config |= classifier_to_hf(module.config, module.labels, module.pooling, padding)
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -269,6 +268,17 @@ def save_directory(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _padding_id(tokenizer: Tokenizer | None, config: Mapping[str, Any], special: SpecialTokens) -> int:
+    """What pads a classifier's rows: its tokenizer's padding token, else what ends a document.
+
+    Texts end with neither, so `transformers`, which takes the last token that is no padding, finds the end of a text.
+    """
+    token = config.get("pad_token")
+    name = token.get("content") if isinstance(token, Mapping) else token
+    found = tokenizer.token_to_id(name) if tokenizer is not None and isinstance(name, str) else None
+    return found if found is not None else next(iter(special.eos), 0)
 
 
 def _layout(config: GPTConfig, pooling: Pooling | None) -> str:
