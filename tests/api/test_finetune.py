@@ -310,3 +310,17 @@ def test_numbers_are_labels_in_their_order(tmp_path: Path, tiny_finetune: Any, l
     model = bedplate.load(tmp_path / "run")
     assert isinstance(model.module, Classifier) and model.labels == ["9", "10"]
     assert model.predict("the house hears a dog near the sea")[0]["label"] == "10"
+
+
+def test_a_report_never_shows_the_scores_of_an_earlier_model(tmp_path: Path, tiny_finetune: Any) -> None:
+    """A finished run that is resumed for more epochs and stopped has no scores until it is finished again."""
+    page = tmp_path / "run/report.html"
+    bedplate.finetune(tiny_finetune(tmp_path / "run", "train.epochs=1", "evaluate.patience=null"))
+    assert "Confusion matrix" in page.read_text("utf-8")
+    longer = tiny_finetune(tmp_path / "run", "train.epochs=3", "evaluate.patience=null")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 12)
+        bedplate.finetune(longer, resume=True)
+    assert "Confusion matrix" not in page.read_text("utf-8")
+    bedplate.finetune(longer, resume=True)
+    assert "Confusion matrix" in page.read_text("utf-8")

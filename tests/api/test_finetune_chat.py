@@ -181,3 +181,13 @@ def test_wrong_conversations(
     with pytest.raises(InputError, match=message):
         bedplate.finetune(chat(tmp_path / "run", f"data.path={path}", *filled))
     assert not (tmp_path / "run").exists()
+
+
+def test_columns_of_other_names(tmp_path: Path, chat: Any) -> None:
+    path = tmp_path / "faq.jsonl"
+    path.write_text("".join(json.dumps({"q": p, "a": r}) + "\n" for p, r in ANSWERS.items()), "utf-8")
+    options = (f"data.path={path}", "train.steps=1")
+    with pytest.raises(InputError, match=r"faq\.jsonl:1"):
+        bedplate.finetune(chat(tmp_path / "guessed", *options))
+    result = bedplate.finetune(chat(tmp_path / "named", *options, "data.prompt=q", "data.response=a"))
+    assert result["steps"] == 1

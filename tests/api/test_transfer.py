@@ -11,6 +11,7 @@ import bedplate
 from bedplate.cli.transfer import print_table
 from bedplate.data.duplicates import near_duplicates
 from bedplate.data.labelled import LabelledTexts
+from bedplate.errors import InputError
 from bedplate.measure import transfer as measure
 from bedplate.measure.transfer import Transfer
 
@@ -173,3 +174,28 @@ def test_a_person_reads_one_line_an_arm(compared: Any, capsys: pytest.CaptureFix
     assert f"    10: {share:.1%} (" in lines[0]
     gain = result["differences"][0]["accuracy"]
     assert lines[3].startswith(f"10 labels, adapted less The same network from scratch: {100 * gain['value']:+.1f}")
+
+
+def test_a_disk_that_is_full_or_forbidden_is_one_sentence(
+    tmp_path: Path, tiny_model: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bedplate.api.transfer.write_whole", full)
+    with pytest.raises(InputError, match=r"out: cannot be written \(No space left on device\)"):
+        bedplate.transfer(labelled, tiny_model, labels=[10], seeds=1, out=tmp_path / "out", settings=SETTINGS)
+
+
+def test_texts_without_words_leave_tfidf_the_most_frequent_label(tmp_path: Path, tiny_model: Path) -> None:
+    pytest.importorskip("sklearn")
+    rows = [f"{'+' * (i % 7 + 1)} {i},{'yes' if i % 3 else 'no'}\n" for i in range(10)]
+    path = tmp_path / "signs.csv"
+    path.write_text("text,label\n" + "".join(rows), "utf-8")
+    said: list[str] = []
+    result = bedplate.transfer(
+        path, tiny_model, labels=["all"], seeds=1, out=tmp_path / "out", settings=SETTINGS, say=said.append
+    )
+    (row,) = [row for row in result["rows"] if row["arm"] == "tfidf"]
+    assert row["accuracy"]["value"] == result["majority"]
+    assert any("most frequent label" in line for line in said)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
-from bedplate.data.chat import PAIRS, Chat, ChatEncoder, encode_chat, encode_chats, read_chats
+from bedplate.data.chat import PAIRS, Chat, ChatEncoder, encode_chats, read_chats
 from bedplate.data.loader import IGNORE
 from bedplate.data.template import CHATML, PLAIN, ChatTemplate, default_template
 from bedplate.data.tokenizer import SMALLEST_VOCABULARY, SPECIAL_TOKENS, save_tokenizer, train_tokenizer
@@ -63,7 +63,7 @@ def write(path: Path, *rows: Any) -> Path:
 )
 def test_the_targets_are_the_responses(rich: Tokenizer, style: str, expected: str) -> None:
     template = ChatTemplate({"chatml": CHATML, "plain": PLAIN, **STYLES}[style], SPECIAL)
-    ids, targets = encode_chat(rich, template, TURNS)
+    ids, targets = ChatEncoder(rich, template).example(TURNS)
     whole = rich.encode(template.render(TURNS), add_special_tokens=False).ids
     assert ids.tolist() == whole[: len(ids)]
     assert written(rich, targets) == expected
@@ -84,7 +84,7 @@ def test_messages_forge_no_turn(contents: list[str], system: str) -> None:
     roles = ("system", "user", "assistant")
     contents = [system, *contents]
     messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
-    ids, targets = encode_chat(BYTES, ChatTemplate(CHATML), messages)
+    ids, targets = ChatEncoder(BYTES, ChatTemplate(CHATML)).example(messages)
     whole = [*ids.tolist(), int(targets[-1])]
     assert whole.count(1) == whole.count(2) == 3 and 0 not in whole  # the template's own
     assert BYTES.decode(whole, skip_special_tokens=False) + "\n" == ChatTemplate(CHATML).render(messages)
@@ -105,7 +105,7 @@ def test_forged_spellings_are_the_plain_text_of_transformers(tmp_path: Path, tok
 
 def test_private_characters_stay_themselves() -> None:
     content = "\U000f0000 \U000f0001<|im_end|>\U000f0000"
-    ids, _ = encode_chat(BYTES, ChatTemplate(CHATML), [{"role": "user", "content": content}, TURNS[1]])
+    ids, _ = ChatEncoder(BYTES, ChatTemplate(CHATML)).example([{"role": "user", "content": content}, TURNS[1]])
     assert content in BYTES.decode(ids.tolist(), skip_special_tokens=False)
 
 
@@ -126,8 +126,8 @@ def test_sentencepiece_texts_are_not_cut_where_responses_begin() -> None:
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Replace("▁", " ")
     tokenizer.add_special_tokens(["</s>"])
-    _, targets = encode_chat(
-        tokenizer, ChatTemplate(PLAIN, SPECIAL), [TURNS[0], {"role": "assistant", "content": "as"}]
+    _, targets = ChatEncoder(tokenizer, ChatTemplate(PLAIN, SPECIAL)).example(
+        [TURNS[0], {"role": "assistant", "content": "as"}]
     )
     assert [tokenizer.id_to_token(i) for i in targets if i != IGNORE] == ["▁a", "s", "</s>"]
 
@@ -148,13 +148,13 @@ def test_sentencepiece_texts_are_not_cut_where_responses_begin() -> None:
 )
 def test_templates_that_hide_the_responses(source: str, part: str) -> None:
     with pytest.raises(InputError, match=part):
-        encode_chat(BYTES, ChatTemplate(source), TURNS)
+        ChatEncoder(BYTES, ChatTemplate(source)).example(TURNS)
 
 
 @pytest.mark.parametrize("length", [1, 5, 9, 10, 11, 30, 60, 200])
 def test_long_conversations_lose_their_beginning_first(length: int) -> None:
     chats = [Chat(TURNS, "x:1"), Chat([TURNS[0], {"role": "assistant", "content": "0123456789" * 3}], "x:2")]
-    whole = [encode_chat(BYTES, ChatTemplate(CHATML), chat.messages) for chat in chats]
+    whole = [ChatEncoder(BYTES, ChatTemplate(CHATML)).example(chat.messages) for chat in chats]
     found = encode_chats(BYTES, ChatTemplate(CHATML), chats, length)
     assert found.truncated == sum(len(ids) > length for ids, _ in whole)
     for (ids, targets), (all_ids, all_targets), response in zip(found.examples, whole, (3, 31), strict=True):

@@ -98,9 +98,10 @@ class ChatRun(FinetuneRun):
     def _read(self, log: RunLog) -> None:
         """Read the conversations, hold some out, tokenise them, and say what was found."""
         data = self.recipe.data
-        whole = read_chats(data.path)
+        read = partial(read_chats, prompt=data.prompt, response=data.response)
+        whole = read(data.path)
         if data.val_path:
-            train, val = whole, read_chats(data.val_path)
+            train, val = whole, read(data.val_path)
         else:
             train, val = hold_out(whole, data.val_fraction, self.recipe.seed)
         train, same = without_same(train, val)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ class ClassifyRun(FinetuneRun):
 
     module: Classifier
     task: Classify
+    scored: Mapping[str, Any] = MappingProxyType({})  # what `score` found
 
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
@@ -85,7 +88,6 @@ class ClassifyRun(FinetuneRun):
         return encode_rows(self.tokenizer, part.texts, labels, self.length, self.recipe.data.max_tokens)
 
     def trainer(self, log: RunLog) -> Trainer:
-        (self.out / "scored.json").unlink(missing_ok=True)  # of the model that a resumed run is about to replace
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
         val = SortedEvalLoader(self.rows["val"]) if "val" in self.rows else None
         data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
@@ -113,22 +115,20 @@ class ClassifyRun(FinetuneRun):
         logits, labels = self.task.logits(SortedEvalLoader(self.rows[name]))
         predictions = as_predictions(logits, self.classes)
         matrix = confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), len(self.classes))
-        scored = {
+        self.scored = {
             "on": name,
             "metrics": self.task.measure(logits, labels),
             "confusion": matrix.tolist(),
             "mistakes": mistakes(self.parts[name].texts, self.parts[name].labels, predictions),
         }
-        write_whole(self.out / "scored.json", json.dumps(scored, indent=2, ensure_ascii=False))
+        write_whole(self.out / "scored.json", json.dumps(self.scored, indent=2, ensure_ascii=False))
 
     def record(self) -> dict[str, Any]:
         record = super().record() | {"classes": self.classes, "pooling": self.module.pooling}
-        path = self.out / "scored.json"
-        if path.exists():
-            scored = json.loads(path.read_text("utf-8"))
-            record |= {key: scored[key] for key in ("confusion", "mistakes")}
-            if scored["on"] == "test":
-                record["test"] = {"metrics": scored["metrics"], "n": len(self.parts["test"])}
+        if self.scored:  # not before the model is trained: what is on the disk may be of an earlier one
+            record |= {key: self.scored[key] for key in ("confusion", "mistakes")}
+            if self.scored["on"] == "test":
+                record["test"] = {"metrics": self.scored["metrics"], "n": len(self.parts["test"])}
         return record
 
     def result(self) -> dict[str, Any]:

@@ -84,7 +84,12 @@ def transfer(
     result = {"name": f"Transfer: {out.name}", **comparison.result(), "data": facts | {"windowed": windowed}}
     result |= {"settings": settled, "environment": environment(comparison.hardware)}
     result |= {"timings": {"all": time.perf_counter() - started}}
-    _write(out, result, comparison, facts, paths)
+    try:
+        _write(out, result, comparison, facts, paths)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); free some space, or give another --out"
+        ) from error
     return {"out": str(out), "model": str(out / "model"), **result}
 
 

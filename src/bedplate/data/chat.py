@@ -125,11 +125,6 @@ def encode_chats(tokenizer: Tokenizer, template: ChatTemplate, chats: Sequence[C
     return Examples(examples, truncated)
 
 
-def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Messages) -> Example:
-    """The ids and targets of one conversation, see `ChatEncoder.example`."""
-    return ChatEncoder(tokenizer, template).example(messages)
-
-
 class ChatEncoder:
     """Conversations as token ids, for training and for generation.
 

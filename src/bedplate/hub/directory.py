@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from bedplate.data.tokenizer import end_of_text_id, save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.config import classifier_from_hf, classifier_to_hf, config_from_hf, config_to_hf
+from bedplate.hub.classifier import classifier_from_hf, classifier_to_hf
+from bedplate.hub.config import config_from_hf, config_to_hf
 from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name, their_shape
 from bedplate.models.classifier import Classifier, Pooling
 from bedplate.models.gpt import GPT, GPTConfig, TextModel

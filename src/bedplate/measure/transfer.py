@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -163,7 +164,7 @@ class Transfer:
                 task,
                 Data(partial(prefetch, loader), None),
                 self.hardware,
-                Path(folder),
+                None,
                 lambda: None,
                 log,
                 steps=steps,
@@ -174,7 +175,10 @@ class Transfer:
                 trainer.run()
             except Interrupted:
                 raise Interrupted("Stopped before the comparison was whole; nothing of it is kept.") from None
-            except InputError as error:  # the loss is not finite; the checkpoints that it speaks of are gone
+            except torch.OutOfMemoryError as error:
+                remedy = 'give less at one time: transfer(..., settings={"train": {"micro_batch_size": ...}})'
+                raise InputError(f"out of memory on {self.hardware.device}; {remedy}") from error
+            except InputError as error:  # the loss is not finite, and there is no checkpoint to speak of
                 reason = str(error).partition(";")[0]
                 raise InputError(f"{count:,} labels, {self.arms[arm]}: {reason}; lower the learning rate") from None
         with self.hardware.autocast():
@@ -193,7 +197,10 @@ class Transfer:
         classic = make_pipeline(words, LogisticRegression(C=10, max_iter=1000))
         try:
             classic.fit(sample.texts, sample.labels)
-        except ValueError:  # no word of two letters in any of the texts: nothing is left but the most frequent label
+        except ValueError as error:
+            if "empty vocabulary" not in str(error):
+                raise
+            self.say("TF-IDF found no word of two letters in the texts; it says the most frequent label.")
             most = max(self.classes, key=sample.labels.count)
             return np.full(len(self.truth), self.number[most])
         return np.array([self.number[label] for label in classic.predict(self.test.texts)])

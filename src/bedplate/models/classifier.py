@@ -19,7 +19,7 @@ class Classifier(TextModel):
 
     With pooling "last" the score reads the hidden state of a text's last token, which is `transformers`'
     `...ForSequenceClassification`. With "mean" each token has scores and their mean decides, which is its
-    `...ForTokenClassification` and a mean; so `token_logits` show what each token spoke for.
+    `...ForTokenClassification` and a mean.
     """
 
     def __init__(self, config: GPTConfig, labels: Sequence[str], pooling: Pooling = "last") -> None:
@@ -41,10 +41,6 @@ class Classifier(TextModel):
             return self.score(hidden.mean(1))
         kept = valid[..., None].to(hidden.dtype)
         return self.score((hidden * kept).sum(1) / kept.sum(1))  # the mean of scores is the score of the mean
-
-    def token_logits(self, ids: Tensor) -> Tensor:
-        """The score of every token `(B, N, C)`."""
-        return self.score(self.hidden(ids))
 
     @staticmethod
     def of(

@@ -30,6 +30,10 @@ class FinetuneDataRecipe(Strict):
     """classify: the column of the text (default: guessed, and printed)"""
     label: str | None = None
     """classify: the column of the label (default: guessed, and printed)"""
+    prompt: str | None = None
+    """chat: the column of the prompt, where its name is not a usual one; needs `response`"""
+    response: str | None = None
+    """chat: the column of the response"""
     val_path: list[str] | None = None
     """examples for early stopping; without it val_fraction is held out"""
     val_fraction: Share = 0.1
@@ -101,6 +105,12 @@ class FinetuneRecipe(RunRecipe):
     def _agrees(self) -> FinetuneRecipe:
         if self.train.steps is None and self.train.epochs is None:
             raise ValueError("train.steps and train.epochs are both null; give one of them")
+        if self.task == "classify" and (self.data.prompt or self.data.response):
+            raise ValueError(
+                "data.prompt and data.response are for task: chat; a classifier has data.column and data.label"
+            )
+        if self.task == "classify" and self.evaluate.prompts:
+            raise ValueError("evaluate.prompts is for task: chat; a classifier writes nothing")
         if self.task == "chat":
             for key in ("column", "label", "test_path", "max_tokens"):
                 if getattr(self.data, key) is not None:

@@ -48,7 +48,7 @@ class Trainer:
     task: Task
     data: Data
     hardware: Hardware
-    folder: Path
+    folder: Path | None  # of the checkpoints; None keeps none
     save_model: Callable[[], None]  # writes the model directory from the module's current weights
     log: RunLog
     steps: int
@@ -63,7 +63,9 @@ class Trainer:
         self.module: nn.Module = self.task.module.to(self.hardware.device).train()
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         self.optimizers = make_optimizers(self.module, self.recipe.optimizer, self.hardware.dtype)
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep)
+        self.checkpoints: Checkpoints | None = None
+        if self.folder is not None:
+            self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep)
         if self.recipe.train.ema is not None:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # (step, loss, gradient norm) still on the device
@@ -72,6 +74,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. The next batch and random numbers follow from its step."""
+        assert self.checkpoints is not None
         self.checkpoints.clean()
         if not self.checkpoints.steps():
             self.log.rewind(-1)
@@ -168,8 +171,10 @@ class Trainer:
         self._unread.clear()
 
     def _spoilt(self, what: str) -> InputError:
-        steps = self.checkpoints.steps()
-        good = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "nothing was saved yet"
+        steps = self.checkpoints.steps() if self.checkpoints else []
+        good = "nothing was saved yet"
+        if self.checkpoints and steps:
+            good = f"the last good checkpoint is {self.checkpoints.path(steps[-1])}"
         return InputError(
             f"{what}; {good}; lower optimizer.learning_rate and optimizer.muon_learning_rate, "
             "or look at the data of that step"
@@ -239,6 +244,8 @@ class Trainer:
         self._read_losses()  # never keep weights that a bad loss has spoilt, or a last update
         if not all(norm.isfinite() for norm in torch._foreach_norm([p.detach() for p in self.parameters.values()])):
             raise self._spoilt(f"the weights are not finite after step {self.step}")
+        if self.checkpoints is None:
+            return
         checkpoint = Checkpoint(
             step=self.step,
             model=self.parameters,
@@ -253,6 +260,7 @@ class Trainer:
         """Take the weights of the best evaluation, where a later one was worse."""
         if self.best is None or self.best["step"] == self.step:
             return
+        assert self.checkpoints is not None, "the best weights are in a checkpoint"
         checkpoint = self.checkpoints.load(self.best["step"])
         where = self.checkpoints.path(checkpoint.step)
         copy_into(self.parameters, checkpoint.model, where)

@@ -1,0 +1,64 @@
+"""Config files of text classifiers: what they say beside their text model, in the form of `transformers`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bedplate.errors import InputError
+from bedplate.hub.config import FAMILIES
+from bedplate.models.classifier import Pooling
+from bedplate.models.gpt import GPTConfig
+
+CLASSIFIERS: dict[Pooling, str] = {"last": "ForSequenceClassification", "mean": "ForTokenClassification"}
+POOLING = "classifier_pooling"  # ModernBERT's name for it
+SINGLE_LABEL = "single_label_classification"
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierHead:
+    """What a config file says of a classifier beside its text model: labels in the order of scores, and pooling."""
+
+    labels: list[str]
+    pooling: Pooling
+
+
+def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") -> ClassifierHead | None:
+    """The head of a text classifier; None for a model that is none.
+
+    Raises:
+        InputError: `id2label` does not number its labels from 0, has less than two or one of them twice, or the
+            classifier gives several labels to a text, or one to each token.
+    """
+    architectures = [str(name) for name in values.get("architectures") or ()]
+    pooling = next((p for p, end in CLASSIFIERS.items() if any(name.endswith(end) for name in architectures)), None)
+    if pooling is None:
+        return None
+    if pooling == "mean" and values.get(POOLING) != "mean":
+        raise InputError(f"{where}: the model labels tokens, not texts, which is not supported")
+    if (kind := values.get("problem_type") or SINGLE_LABEL) != SINGLE_LABEL:
+        raise InputError(f"{where}: problem_type={kind!r} is not supported; supported: {SINGLE_LABEL}")
+    names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
+    if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        raise InputError(f"{where}: id2label must number the labels from 0, got {names!r}")
+    labels = [str(names.get(str(i), names.get(i))) for i in range(len(names))]
+    if len(labels) < 2:  # which `transformers` takes for a regression
+        raise InputError(f"{where}: id2label has {len(labels)} label; a classifier has two or more")
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise InputError(f"{where}: id2label has the label {twice!r} twice; give each a name of its own")
+    return ClassifierHead(labels, pooling)
+
+
+def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling, pad_token_id: int) -> dict[str, Any]:
+    """What turns the config file of a language model into that of its classifier."""
+    values: dict[str, Any] = {
+        "architectures": [
+            re.sub("ForCausalLM|LMHeadModel", CLASSIFIERS[pooling], FAMILIES[config.family].architecture)
+        ],
+        "id2label": {str(i): label for i, label in enumerate(labels)},
+        "label2id": {label: i for i, label in enumerate(labels)},
+        "pad_token_id": pad_token_id,
+    }
+    return values | ({"problem_type": SINGLE_LABEL} if pooling == "last" else {POOLING: pooling})
