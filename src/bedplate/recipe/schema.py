@@ -173,6 +173,17 @@ class TrainRecipe(LoopRecipe):
     """tokens a row"""
 
 
+class ParallelRecipe(Strict):
+    """How the ranks that `torchrun` starts share the work; those that neither of the two takes hold replicas."""
+
+    shard: Positive = 1
+    """ranks that share one copy of weights, gradients and optimizer state (FSDP2)"""
+    tensor: Positive = 1
+    """ranks that share every matrix product (tensor parallelism); best within one machine"""
+    timeout: Positive = 600
+    """seconds without a finished step after which the run ends, since then a rank hangs"""
+
+
 class EvaluateRecipe(Strict):
     """What is measured on held-out text while training."""
 
@@ -240,6 +251,7 @@ class Recipe(RunRecipe):
     data: DataRecipe
     objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
     train: TrainRecipe
+    parallel: ParallelRecipe = Field(default_factory=ParallelRecipe)
     evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
 
     @model_validator(mode="after")
