@@ -11,3 +11,7 @@ class InputError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """A run that was told to stop (Ctrl-C, SIGTERM), has saved, and says how to go on. Exit code 130."""
+
+
+class RankError(RuntimeError):
+    """Another process of the run has died or hangs: told in one sentence, exit code 1."""

@@ -15,6 +15,7 @@ from bedplate.errors import InputError, Interrupted
 from bedplate.models.classifier import Classifier
 from bedplate.recipe import read_finetune_recipe
 from bedplate.tasks.classify import Classify
+from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 from bedplate.train.loop import Trainer
 
@@ -217,10 +218,7 @@ def test_early_stopping_keeps_the_best_weights(
     scripted(monkeypatch, SCORES)
     result = bedplate.finetune(tiny_finetune(tmp_path / "run", *EARLY))
     assert result["steps"] == 8 and result["metrics"]["accuracy"]["value"] == 0.8
-    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
-    from safetensors.torch import load_file
-
-    best, found = load_file(checkpoint), weights_of(tmp_path / "run")
+    best, found = Checkpoints(tmp_path / "run" / "checkpoints", 1).load(4).model, weights_of(tmp_path / "run")
     assert best.keys() == found.keys() and all(torch.equal(best[name], found[name]) for name in best)
     assert "train.steps" not in result and bedplate.load(tmp_path / "run").labels == ["place", "time"]
     patient = bedplate.finetune(tiny_finetune(tmp_path / "patient", *EARLY, "evaluate.patience=null"))

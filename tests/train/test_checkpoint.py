@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +12,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 import bedplate
 from bedplate.errors import InputError
-from bedplate.train.checkpoint import Checkpoint, Checkpoints, copy_into, is_full
+from bedplate.train.checkpoint import Checkpoint, Checkpoints, is_full
 
 
 def checkpoint(step: int, best: int | None = None, size: int = 4) -> Checkpoint:
     found = None if best is None else {"metric": "loss", "value": 0.1, "step": best}
     tensors = {"w": torch.full((size,), float(step))}
     return Checkpoint(step, model=tensors, optimizer={"w/momentum": torch.ones(size)}, ema={}, best=found, losses=[0.1])
+
+
+def save(checkpoints: Checkpoints, which: Checkpoint) -> None:
+    checkpoints.save(which)
+    checkpoints.wait()
 
 
 @contextmanager
@@ -36,7 +43,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(checkpoint(7, best=3))
+    save(checkpoints, checkpoint(7, best=3))
     loaded = checkpoints.load()
     assert (loaded.step, loaded.best, loaded.losses, loaded.ema) == (7, checkpoint(7, best=3).best, [0.1], {})
     assert loaded.model["w"].eq(7).all() and loaded.optimizer["w/momentum"].eq(1).all()
@@ -45,7 +52,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step in range(1, 7):
-        checkpoints.save(checkpoint(step, best=min(step, 2)))
+        save(checkpoints, checkpoint(step, best=min(step, 2)))
     assert checkpoints.steps() == [2, 5, 6]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{step:08d}" for step in (2, 5, 6)]
 
@@ -54,30 +61,30 @@ def test_a_writer_killed_before_the_rename_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
-    checkpoints.save(checkpoint(1))
+    save(checkpoints, checkpoint(1))
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", die)
-        checkpoints.save(checkpoint(2))
+        save(checkpoints, checkpoint(2))
     assert checkpoints.steps() == [1] and checkpoints.load().step == 1
-    checkpoints.save(checkpoint(3))
+    save(checkpoints, checkpoint(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 
 
 def test_a_removal_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(checkpoint(1))
+    save(checkpoints, checkpoint(1))
 
     def die(path: Path) -> None:
-        (path / "model.safetensors").unlink()
+        next(path.glob("*.safetensors")).unlink()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", die)
-        checkpoints.save(checkpoint(2))
+        save(checkpoints, checkpoint(2))
     assert checkpoints.steps() == [2]
     checkpoints.clean()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
@@ -86,18 +93,18 @@ def test_a_removal_cut_short_leaves_nothing_that_looks_whole(tmp_path: Path, mon
 @pytest.mark.parametrize("limit", [0, 100, 3000])
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, limit: int) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.save(checkpoint(1, size=1000))
+    save(checkpoints, checkpoint(1, size=1000))
     with largest_file(limit), pytest.raises(InputError, match=r"no space left .* step 2; .* is .*step-00000001; free"):
-        checkpoints.save(checkpoint(2, size=1000))
+        save(checkpoints, checkpoint(2, size=1000))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoints.load().model["w"].eq(1).all()
-    checkpoints.save(checkpoint(2, size=1000))
+    save(checkpoints, checkpoint(2, size=1000))
     assert checkpoints.load().step == 2
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     with largest_file(10), pytest.raises(InputError, match="there is no earlier checkpoint"):
-        Checkpoints(tmp_path, keep=1).save(checkpoint(1))
+        save(Checkpoints(tmp_path, keep=1), checkpoint(1))
 
 
 @pytest.mark.parametrize(
@@ -114,18 +121,40 @@ def test_a_full_disk_is_told_from_other_errors(error: Exception, full: bool) -> 
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("into", "message"),
     [
-        ({"a": torch.zeros(2)}, "lacks tensor 'b'"),
-        ({"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}, "has an unknown tensor 'c'"),
-        ({"a": torch.zeros(2), "b": torch.zeros(4)}, r"'b' has shape \(4,\) in the checkpoint and \(3,\)"),
+        ({"a": torch.ones(2), "b": torch.ones(3)}, "lacks tensor 'b'"),
+        ({}, "has an unknown tensor 'a'"),
+        ({"a": torch.ones(3)}, r"'a' has shape \(2,\) in the checkpoint and \(3,\)"),
     ],
 )
-def test_a_checkpoint_of_another_shape_changes_nothing(source: dict[str, torch.Tensor], message: str) -> None:
-    target = {"a": torch.ones(2), "b": torch.ones(3)}
-    with pytest.raises(InputError, match=f"where: .*{message}"):
-        copy_into(target, source, Path("where"))
-    assert all(tensor.eq(1).all() for tensor in target.values())
+def test_a_checkpoint_of_another_model_changes_nothing(
+    tmp_path: Path, into: dict[str, torch.Tensor], message: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, Checkpoint(1, model={"a": torch.zeros(2)}, optimizer={}, ema={}, best=None))
+    with pytest.raises(InputError, match=f"step-00000001: .*{message}"):
+        checkpoints.load(into={f"model/{name}": tensor for name, tensor in into.items()})
+    assert all(tensor.eq(1).all() for tensor in into.values())
+
+
+def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, weights, may_write = Checkpoints(tmp_path, keep=1), torch.zeros(1000), threading.Event()
+    write = HuggingFaceStorageWriter.write_data
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", lambda *args: may_write.wait() and write(*args))
+    checkpoints.save(Checkpoint(1, model={"w": weights}, optimizer={}, ema={}, best=None))
+    weights.fill_(7)  # the next step
+    assert checkpoints.steps() == []
+    may_write.set()
+    assert checkpoints.load().model["w"].eq(0).all()
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, checkpoint(1))
+    next((tmp_path / "step-00000001").glob("*.safetensors")).unlink()
+    with pytest.raises(InputError, match=r"step-00000001/.*safetensors: the file is damaged \(it is missing\)"):
+        checkpoints.load()
 
 
 @pytest.fixture
@@ -134,10 +163,11 @@ def stopped(tmp_path: Path, tiny_recipe: Any) -> Any:
     recipe = tiny_recipe(tmp_path / "run", "train.steps=6", "checkpoint.every=2", "evaluate.every=100", "log.every=1")
     save = Checkpoints.save
 
-    def full_at_4(self: Checkpoints, which: Checkpoint) -> Path:
+    def full_at_4(self: Checkpoints, which: Checkpoint) -> None:
         if which.step == 4:
+            self.wait()
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # for the report as well, as on a real disk
-        return save(self, which)
+        save(self, which)
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.MonkeyPatch.context() as patch:
@@ -158,9 +188,9 @@ def test_a_run_on_a_full_disk_is_resumed_from_the_checkpoint_before(stopped: Any
 
 
 def test_a_truncated_checkpoint_is_named_with_the_remedy(stopped: Any) -> None:
-    file = stopped.out / "checkpoints" / "step-00000002" / "model.safetensors"
+    (file,) = (stopped.out / "checkpoints" / "step-00000002").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"step-00000002/model.safetensors: the file is damaged .* resume from"):
+    with pytest.raises(InputError, match=r"step-00000002/.*\.safetensors: the file is damaged .* resume from"):
         bedplate.pretrain(stopped, resume=True)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import bedplate
@@ -16,6 +15,7 @@ from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.tasks import Batch
 from bedplate.tasks.language import Language
+from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 from bedplate.train.loop import split
 from bedplate.train.optim import finish_gradients
@@ -26,7 +26,7 @@ def weights(trainer: Any) -> dict[str, Tensor]:
 
 
 def last_weights(run: Path) -> dict[str, Tensor]:
-    return load_file(max((run / "checkpoints").glob("step-*")) / "model.safetensors")
+    return Checkpoints(run / "checkpoints", 1).load().model
 
 
 def test_accumulation_equals_one_large_batch_where_micro_batches_weigh_unequally(make_trainer: Any) -> None:
@@ -152,8 +152,9 @@ def test_an_absurd_learning_rate_leaves_finite_checkpoints(tmp_path: Path, tiny_
     rates = ("optimizer.learning_rate=1e30", "optimizer.muon_learning_rate=1e30", "checkpoint.every=1")
     with pytest.raises(InputError, match=r"lower optimizer\.learning_rate"):
         bedplate.pretrain(tiny_recipe(tmp_path / "run", *rates))
-    for file in (tmp_path / "run").rglob("model.safetensors"):
-        assert all(value.isfinite().all() for value in load_file(file).values())
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", 1)
+    for step in checkpoints.steps():
+        assert all(value.isfinite().all() for value in checkpoints.load(step).model.values())
     assert not (tmp_path / "run" / "model").exists()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer
 
 from bedplate.api.folders import cache_folder
@@ -24,6 +26,7 @@ from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
 from bedplate.models.gpt import GPT
 from bedplate.recipe import Recipe, read_recipe
+from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks.language import Language
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
@@ -58,6 +61,7 @@ class Pretraining(Run[Recipe]):
     """A language model from text."""
 
     verb = "pretrain"
+    scales = True
     module: GPT
 
     def __init__(self, recipe: Recipe, resume: bool, command: str) -> None:
@@ -68,20 +72,26 @@ class Pretraining(Run[Recipe]):
     def prepare(self, log: RunLog) -> None:
         recipe = self.recipe
         log.say(f"Tokenizer: {recipe.tokenizer.path or 'training one on the text'}.")
-        self.tokenizer = self.timed("tokenizer", self._tokenizer)
+        whole = self.timed("tokenizer", lambda: self.ranks.on_main(lambda: self._tokenizer().to_str()))
+        self.tokenizer = Tokenizer.from_str(whole)
         log.say(f"Text: tokenising {', '.join(recipe.data.path)}, or finding it done.")
-        self.data = self.timed("data", self._data)
+        self.data = self.timed("data", lambda: self.ranks.main_first(self._data))
         config = gpt_config(recipe, vocabulary_size(self.tokenizer))
         config_to_hf(config)  # what could not be written at the end is refused now
         self.context = config.max_position_embeddings
-        self.module = GPT(config)
-        self.module.init_weights(recipe.seed)
+        is_sharded = recipe.parallel.shard * recipe.parallel.tensor > 1
+        with torch.device("meta") if is_sharded else nullcontext():
+            self.module = GPT(config)
+        self.weights = self.module.initial_weights(recipe.seed) if is_sharded else None
+        if self.weights is None:
+            self.module.init_weights(recipe.seed)
         tokens = sum(len(data.train) for data in self.data)
         log.say(f"{self.parameters():,} parameters, {tokens:,} tokens of text to read from.")
 
     def trainer(self, log: RunLog) -> Trainer:
         recipe, train = self.recipe, self.recipe.train
         streams = [data.train for data in self.data]
+        shares = self.ranks.data_rank, self.ranks.data_size
         loader: Loader = TextLoader(
             streams,
             recipe.data.weights,
@@ -89,10 +99,12 @@ class Pretraining(Run[Recipe]):
             train.batch_size,
             recipe.seed,
             recipe.data.isolate_documents,
+            *shares,
         )
         statistics = None
         if weight := recipe.objective.document_weight:
-            loader = DocumentLoader(loader, streams, train.batch_size, recipe.objective.document_batch, recipe.seed)
+            documents = recipe.objective.document_batch
+            loader = DocumentLoader(loader, streams, train.batch_size, documents, recipe.seed, *shares)
             size = vocabulary_size(self.tokenizer)
             statistics = token_statistics(streams, size, [end_of_text_id(self.tokenizer)])
         task = Language(
@@ -121,7 +133,14 @@ class Pretraining(Run[Recipe]):
             steps=train.steps,
             evaluate_every=recipe.evaluate.every,
             metric=recipe.evaluate.metric,
+            ranks=self.ranks,
+            parallel=recipe.parallel,
+            weights=self.weights,
         )
+
+    @property
+    def parallel(self) -> ParallelRecipe:
+        return self.recipe.parallel
 
     def facts(self) -> list[dict[str, Any]]:
         return [dict(data.meta) for data in self.data]

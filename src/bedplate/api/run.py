@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,10 +20,12 @@ from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError, Interrupted
 from bedplate.hub.card import model_card
 from bedplate.recipe import RunRecipe, write_recipe
+from bedplate.recipe.schema import ParallelRecipe
 from bedplate.train.checkpoint import Checkpoints, is_full
 from bedplate.train.hardware import choose_hardware
 from bedplate.train.log import RunLog, read_rows, write_whole
 from bedplate.train.loop import Trainer
+from bedplate.train.ranks import Ranks
 
 R = TypeVar("R", bound=RunRecipe)
 
@@ -31,15 +34,21 @@ class Run(ABC, Generic[R]):
     """A run's parts, made in the order in which data flows through them."""
 
     verb: ClassVar[str]  # which starts such a run
+    scales: ClassVar[bool] = False  # whether several processes may share it
     tokenizer: Tokenizer
     module: nn.Module
     context: int  # tokens that the model reads at most
 
     def __init__(self, recipe: R, resume: bool, command: str) -> None:
-        self.recipe, self.out, self.resume, self.command = recipe, recipe.out, resume, command
+        self.recipe, self.out, self.command = recipe, recipe.out, command
         self.timings: dict[str, float] = {}
         self.hardware = choose_hardware(recipe.train)
-        if resume:
+        self.ranks = Ranks()
+        if Ranks.started() > 1 and not self.scales:
+            raise InputError(f"{self.verb} runs in one process; start it without torchrun")
+        # All ranks look before any of them can go on: they meet in `run`.
+        self.resume = resume or Ranks.is_restart()
+        if self.resume:
             self._check_same_run()
         else:
             refuse_existing(self.out, "give another `out`, or go on with it by --resume")
@@ -79,20 +88,28 @@ class Run(ABC, Generic[R]):
         Returns:
             {"out", "model", "steps", "parameters", "metrics", "seconds"}.
         """
+        with Ranks.joined(self.parallel, self.hardware.device) as self.ranks:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        ranks = self.ranks
         # The number of steps may follow from the data, and is told to the bar when the trainer has it.
-        with RunLog(self.out, self.recipe.log) as log:
-            log.say(f"Training on {self.hardware}.")
+        with RunLog(self.out, self.recipe.log, muted=not ranks.is_main) as log:
+            log.say(f"Training on {self.hardware}{f', {ranks.size} ranks' if ranks.size > 1 else ''}.")
             self.prepare(log)
-            self._check_same_data()
+            ranks.on_main(self._check_same_data)
             trainer = self.trainer(log)
             log.total(trainer.steps)
-            check_disk(self.out, self._bytes_to_write())
-            make_folder(self.out)  # last of all: a recipe that cannot run leaves no folder behind
-            with only_one(self.out):
-                self._open_folder()
+            with ExitStack() as held:
+                ranks.on_main(lambda: self._open_folder(held))  # last of all: what cannot run leaves no folder behind
                 self._train(trainer, log)
-        self.steps = trainer.step
-        return self.result()
+            self.steps = trainer.step
+            return ranks.on_main(self.result)
+
+    @property
+    def parallel(self) -> ParallelRecipe:
+        """How ranks share the work."""
+        return ParallelRecipe()
 
     def timed(self, name: str, work: Any) -> Any:
         """Do `work` and note how long it took."""
@@ -164,7 +181,8 @@ class Run(ABC, Generic[R]):
             try:
                 self.timed("training", trainer.run)
             finally:
-                self.write_report(self.record())
+                if self.ranks.is_main:
+                    self.write_report(self.record())
         except Interrupted as stop:
             raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
         except torch.OutOfMemoryError as error:
@@ -178,8 +196,11 @@ class Run(ABC, Generic[R]):
             go_on = f"free some space, then go on with: {self.command} --resume"
             raise InputError(f"{self.out}: no space left on the disk; every checkpoint is whole; {go_on}") from error
 
-    def _open_folder(self) -> None:
-        """Write what is known before the first step."""
+    def _open_folder(self, held: ExitStack) -> None:
+        """Lock the run directory as long as `held` is open, and write what is known before the first step."""
+        check_disk(self.out, self._bytes_to_write())
+        make_folder(self.out)
+        held.enter_context(only_one(self.out))
         kept, partial = self.out / "tokenizer", self.out / ".tokenizer.partial"
         if not kept.exists():
             self.save_tokenizer(partial)

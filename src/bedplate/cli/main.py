@@ -26,8 +26,8 @@ from bedplate.cli import (
     tokenizer,
     transfer,
 )
-from bedplate.cli.output import say
-from bedplate.errors import InputError, Interrupted
+from bedplate.cli.output import say, say_once
+from bedplate.errors import InputError, Interrupted, RankError
 
 
 class Verbs(TyperGroup):
@@ -37,10 +37,13 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except InputError as error:
-            say(f"Error: {error}")
+            say_once(f"Error: {error}")
             raise typer.Exit(2) from error
+        except RankError as error:
+            say(f"Error: {error}")
+            raise typer.Exit(1) from error
         except Interrupted as stop:  # a plain KeyboardInterrupt has nothing to say, and typer exits with 130 itself
-            say(str(stop))
+            say_once(str(stop))
             raise typer.Exit(130) from stop
 
 

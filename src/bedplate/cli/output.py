@@ -1,12 +1,19 @@
 """What the commands share: the `--json` switch, and where results and messages go."""
 
 import json
+import os
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON value on stdout.")]
+
+
+def is_main() -> bool:
+    """Whether this process speaks for its run: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: Any) -> None:
@@ -17,3 +24,11 @@ def print_json(value: Any) -> None:
 def say(message: str) -> None:
     """A message or progress line: to stderr, so that stdout holds results only."""
     print(message, file=sys.stderr)
+
+
+def say_once(message: str) -> None:
+    """A message that every rank of a run is likely to have: torchrun stops the others before they repeat it."""
+    if not is_main():
+        time.sleep(3)
+        message = f"rank {os.environ['RANK']}: {message}"
+    say(message)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.output import Json, print_json
+from bedplate.cli.output import Json, is_main, print_json
 
 
 def command(
@@ -23,6 +23,8 @@ def command(
     from bedplate.api.pretrain import pretrain
 
     result = pretrain(recipe, *(overrides or ()), resume=resume, dry_run=dry_run)
+    if not is_main():
+        return
     if json:
         print_json(result)
     elif dry_run:

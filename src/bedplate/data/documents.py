@@ -24,18 +24,28 @@ class DocumentLoader:
     Batches are a pure function of (seed, step).
 
     Args:
-        loader: Gives the rows (B, T).
+        loader: Gives this rank's rows (B, T).
         streams: Where documents are drawn from.
-        batch_size: Rows of a batch (B).
-        documents: Documents of a batch, a multiple of B, so that micro-batches have their share of them.
+        batch_size: Rows of the global batch (all ranks together).
+        documents: Documents of the global batch, a multiple of its rows, so that micro-batches have their share of them.
         seed: Chooses documents and parts.
+        rank, world_size: This process among all; it gets the documents of its rows.
     """
 
     def __init__(
-        self, loader: Loader, streams: Sequence[TokenStream], batch_size: int, documents: int, seed: int
+        self,
+        loader: Loader,
+        streams: Sequence[TokenStream],
+        batch_size: int,
+        documents: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._loader, self._streams, self._rows, self._seed = loader, list(streams), batch_size, seed
         self._each = documents // batch_size
+        rows = batch_size // world_size
+        self._own = slice(rank * rows, (rank + 1) * rows)
         self._ends = np.cumsum([len(stream) for stream in streams])
 
     def batch(self, step: int) -> Batch:
@@ -52,7 +62,7 @@ class DocumentLoader:
             asked.append(words[~is_given])
         shape = self._rows, self._each, -1
         parts = {"given": _padded(given).reshape(shape), "asked": _padded(asked).reshape(shape)}
-        return self._loader.batch(step) | {name: torch.from_numpy(part) for name, part in parts.items()}
+        return self._loader.batch(step) | {name: torch.from_numpy(part[self._own]) for name, part in parts.items()}
 
     def _document(self, place: int) -> np.ndarray:
         """At most `LONGEST` tokens around a place, of the document that it is in."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -118,7 +119,13 @@ class TextModel(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Fresh weights, a pure function of the seed.
+        """Fresh weights, a pure function of the seed; see `initial_weights`."""
+        parameters = dict(self.named_parameters())
+        for name, value in self.initial_weights(seed):
+            parameters[name].copy_(value)
+
+    def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Fresh weights by name, one by one, also for a module on the meta device.
 
         GPT-2 keeps its own: normal 0.02, residual outputs 0.02 / sqrt(2 L), zero biases. The others start as the
         identity: matrices normal 1 / sqrt(fan_in), outputs into the residual stream zero, so that every block begins as
@@ -127,10 +134,9 @@ class TextModel(nn.Module):
         """
         generator = torch.Generator().manual_seed(seed)
         gpt2 = self.config.family == "gpt2"
-        for name, parameter in self.named_parameters():
-            shape = parameter.shape
-            if parameter.dim() < 2:
-                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        for name, shape in [(name, parameter.shape) for name, parameter in self.named_parameters()]:
+            if len(shape) < 2:
+                yield name, torch.full(shape, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 continue
             if name == "score.weight":
                 std = 0.0
@@ -140,7 +146,7 @@ class TextModel(nn.Module):
                 std = 0.02
             else:
                 std = 1 / math.sqrt(shape[1])
-            parameter.copy_(torch.randn(shape, generator=generator) * std)
+            yield name, torch.randn(shape, generator=generator) * std
 
 
 class GPT(TextModel):

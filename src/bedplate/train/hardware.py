@@ -57,10 +57,13 @@ def choose_hardware(recipe: LoopRecipe) -> Hardware:
 def choose_device(name: str) -> torch.device:
     """The device of that name, or for "auto" the first GPU, else the CPU."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, False):
         raise InputError(f"device {name} is not available to PyTorch here; use auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # of the processes that torchrun started on this machine
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 

@@ -17,11 +17,16 @@ from bedplate.recipe.schema import LogRecipe
 
 
 class RunLog:
-    """Rows of numbers to metrics.jsonl and a person's screen (stderr)."""
+    """Rows of numbers to metrics.jsonl and a person's screen (stderr).
 
-    def __init__(self, folder: Path, recipe: LogRecipe, console: Console | None = None) -> None:
-        self.folder, self.recipe = folder, recipe
-        self.console = console or Console(stderr=True)
+    Of several ranks one writes; the logs of the others are `muted`.
+    """
+
+    def __init__(
+        self, folder: Path, recipe: LogRecipe, console: Console | None = None, muted: bool = False
+    ) -> None:
+        self.folder, self.recipe, self.muted = folder, recipe, muted
+        self.console = console or Console(stderr=True, quiet=muted)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -29,14 +34,14 @@ class RunLog:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=muted or not self.console.is_terminal,
         )
         self._bar = self._progress.add_task("train", total=None, numbers="")
         self._tensorboard: Any = None
         self._make_writer: Any = None
 
     def __enter__(self) -> RunLog:
-        if self.recipe.tensorboard:
+        if self.recipe.tensorboard and not self.muted:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -56,6 +61,8 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Forget rows of later steps, which a resumed run is about to write again."""
+        if self.muted:
+            return
         for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
             rows = [row for row in read_rows(path) if row["step"] <= step]
             if path.exists():
@@ -63,6 +70,8 @@ class RunLog:
 
     def numbers(self, row: dict[str, Any]) -> None:
         """Add a row to metrics.jsonl; rows have `step`."""
+        if self.muted:
+            return
         self._append("metrics.jsonl", row)
         if self._make_writer is not None:
             if self._tensorboard is None:
@@ -75,6 +84,8 @@ class RunLog:
 
     def samples(self, step: int, samples: list[dict[str, str]]) -> None:
         """Add samples to samples.jsonl and show them."""
+        if self.muted:
+            return
         for sample in samples:
             self._append("samples.jsonl", {"step": step, **sample})
             text = " ".join((sample["prompt"] + sample["text"]).split())

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.errors import InputError, Interrupted
-from bedplate.recipe.schema import RunRecipe
+from bedplate.recipe.schema import ParallelRecipe, RunRecipe
 from bedplate.tasks import Batch, Task
-from bedplate.train.checkpoint import Checkpoint, Checkpoints, copy_into
+from bedplate.train.checkpoint import Checkpoint, Checkpoints
+from bedplate.train.exchange import local
 from bedplate.train.hardware import Hardware, matmul_ceiling
 from bedplate.train.log import RunLog
 from bedplate.train.optim import (
@@ -28,7 +30,8 @@ from bedplate.train.optim import (
     set_learning_rate,
     state_tensors,
 )
-from bedplate.train.parallel import wrap
+from bedplate.train.parallel import Parallel, Weights
+from bedplate.train.ranks import Ranks, Watchdog
 from bedplate.train.schedule import learning_rate_factor
 
 
@@ -55,17 +58,22 @@ class Trainer:
     evaluate_every: int
     metric: str  # whose best evaluation the model is from
     patience: int | None = None  # evaluations without a better one after which training stops
+    ranks: Ranks = field(default_factory=Ranks)
+    parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
+    weights: Weights | None = None  # of a module on the meta device, which is filled while it is sharded
     step: int = 0
     best: dict[str, Any] | None = None
     ema: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.module: nn.Module = self.task.module.to(self.hardware.device).train()
+        self.module: nn.Module = self.task.module.train()
+        self.shared = Parallel(self.ranks, self.parallel, self.recipe.train, self.hardware)
+        self.shared.wrap(self.module, self.weights)
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
-        self.optimizers = make_optimizers(self.module, self.recipe.optimizer, self.hardware.dtype)
+        self.optimizers = make_optimizers(self.module, self.recipe.optimizer, self.hardware.dtype, self.shared.exchange)
         self.checkpoints: Checkpoints | None = None
         if self.folder is not None:
-            self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep)
+            self.checkpoints = Checkpoints(self.folder / "checkpoints", self.recipe.checkpoint.keep, self.ranks)
         if self.recipe.train.ema is not None:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # (step, loss, gradient norm) still on the device
@@ -75,17 +83,19 @@ class Trainer:
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. The next batch and random numbers follow from its step."""
         assert self.checkpoints is not None
-        self.checkpoints.clean()
+        self.ranks.on_main(self.checkpoints.clean)
         if not self.checkpoints.steps():
             self.log.rewind(-1)
             return
-        checkpoint = self.checkpoints.load()
-        where = self.checkpoints.path(checkpoint.step)
-        copy_into(self.parameters, checkpoint.model, where)
-        copy_into(self.ema, checkpoint.ema, where)
+        checkpoint = self.checkpoints.load(into=self._weights())
         load_state_tensors(self.optimizers, self.module, checkpoint.optimizer)
         self.step, self.best, self._losses = checkpoint.step, checkpoint.best, checkpoint.losses
         self.log.rewind(self.step)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What an evaluation depends on, by the names that checkpoints give it."""
+        own = {f"model/{name}": p for name, p in self.parameters.items()}
+        return own | {f"ema/{name}": average for name, average in self.ema.items()}
 
     def run(self) -> None:
         """Train to the last step, then write the model from the best evaluated weights.
@@ -94,55 +104,72 @@ class Trainer:
             Interrupted: told to stop; a checkpoint has been written.
             InputError: the loss is not finite, or the disk is full.
         """
+        self._peak = matmul_ceiling(self.hardware) * self.ranks.size
+        with (
+            stop_signals() as stopped,
+            closing(self.data.train(self.step, self.steps)) as batches,
+            Watchdog(self.ranks, self.parallel.timeout, self._advice) as self.watchdog,
+        ):
+            try:
+                self._steps(batches, stopped)
+            finally:
+                self._wait()
+            self._load_best()
+        with self._averaged(), self.shared.whole(self.module):
+            self.ranks.on_main(self.save_model)
+
+    def _steps(self, batches: Generator[Batch], stopped: Callable[[], bool]) -> None:
         recipe = self.recipe
-        wrap(self.module, recipe.train)
-        self._peak = matmul_ceiling(self.hardware)
-        steps = self.steps
-        with stop_signals() as stopped, closing(self.data.train(self.step, steps)) as batches:
-            if self.step == 0:
+        if self.step == 0:
+            self._evaluate()
+        if self._is_over():
+            batches.close()  # resumed where it had stopped early
+        self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
+        for batch in batches:
+            self._train_step(batch)
+            self.step += 1
+            last = self.step == self.steps
+            if self.step % recipe.log.every == 0 or last:
+                self._log_step()
+            if self.step % self.evaluate_every == 0 or last:
                 self._evaluate()
-            if self._is_over():
-                batches.close()  # resumed where it had stopped early
-            self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
-            for batch in batches:
-                self._train_step(batch)
-                self.step += 1
-                last = self.step == steps
-                if self.step % recipe.log.every == 0 or last:
-                    self._log_step()
-                if self.step % self.evaluate_every == 0 or last:
-                    self._evaluate()
-                    last = last or self._is_over()
-                if self.step % recipe.checkpoint.every == 0 or last:
-                    self._save()
-                self.log.advance(self.step, None)
-                if last:
-                    break
-                if stopped():
-                    self._save()
-                    raise Interrupted(
-                        f"Stopped after step {self.step} of {steps}; everything is saved in {self.folder}."
-                    )
-                self._started = time.perf_counter()
-        self._load_best()
-        with self._averaged():
-            self.save_model()
+                last = last or self._is_over()
+            if self.step % recipe.checkpoint.every == 0 or last:
+                self._save()
+            self.log.advance(self.step, None)
+            self.watchdog.beat()
+            if last:
+                break
+            if self.ranks.any(stopped()):
+                self._save()
+                raise Interrupted(
+                    f"Stopped after step {self.step} of {self.steps}; everything is saved in {self.folder}."
+                )
+            self._started = time.perf_counter()
 
     def _train_step(self, batch: Batch) -> None:
         recipe = self.recipe
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step)  # dropout follows from the step alone
+        # Dropout follows from the step and the rank alone; ranks that share their products share it too.
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step + (self.ranks.data_rank << 48))
         set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
-        rows = recipe.train.micro_batch_size or recipe.train.batch_size
         shown = weight = torch.zeros((), device=self.hardware.device)
-        for micro in split(batch, rows):
+        micros = split(batch, recipe.train.micro_batch_size or recipe.train.batch_size)
+        for number, micro in enumerate(micros, start=1):
             with self.hardware.autocast():
-                losses = self.task.loss(micro)
+                losses = self.shared.learn(self.task.loss, micro, number == len(micros))
             (loss, count), (part, _) = losses["loss"], losses.get("next_token", losses["loss"])
             loss.backward()
             shown, weight = shown + part.detach(), weight + count
+        shown, weight = self.ranks.sum(torch.stack([shown, weight])).unbind()
         mean = shown / weight.clamp(min=1)
-        self._norm = finish_gradients(list(self.parameters.values()), weight, recipe.optimizer.clip_norm)
+        parameters = list(self.parameters.values())
+        self._norm = finish_gradients(
+            parameters,
+            weight / self.ranks.data_size,  # ranks have averaged their gradients
+            recipe.optimizer.clip_norm,
+            self.shared.gradient_norm(parameters),
+        )
         self._unread.append((self.step + 1, mean, self._norm))  # counted from 1, as in metrics.jsonl
         if self.hardware.device.type == "cpu":  # reading is free here; elsewhere it would stall the device
             self._read_losses()
@@ -150,12 +177,11 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if recipe.train.ema is not None:
-            torch._foreach_lerp_(
-                list(self.ema.values()), [p.detach() for p in self.parameters.values()], 1 - recipe.train.ema
-            )
+            averages = [local(average) for average in self.ema.values()]
+            torch._foreach_lerp_(averages, [local(p.detach()) for p in parameters], 1 - recipe.train.ema)
         self._tick()
-        self._tokens += next(iter(batch.values())).numel()
-        self._flops += self.task.flops(batch)
+        self._tokens += next(iter(batch.values())).numel() * self.ranks.data_size
+        self._flops += self.task.flops(batch) * self.ranks.data_size
 
     def _read_losses(self) -> None:
         """Read what is still on the device.
@@ -171,6 +197,7 @@ class Trainer:
         self._unread.clear()
 
     def _spoilt(self, what: str) -> InputError:
+        self._wait()
         steps = self.checkpoints.steps() if self.checkpoints else []
         good = "nothing was saved yet"
         if self.checkpoints and steps:
@@ -209,8 +236,9 @@ class Trainer:
             self._read_losses()  # nothing is measured or drawn with weights that a bad loss has spoilt
             self._tick()
         with self._averaged(), self.hardware.autocast(), torch.no_grad():
-            metrics = self.task.evaluate(self.data.val())
-            samples = self.task.samples(seed=self.recipe.seed)
+            metrics = self.shared.run(self.task.evaluate, self.watchdog.beating(self.data.val()))
+            samples = self.shared.run(partial(self.task.samples, seed=self.recipe.seed))
+        metrics = self.ranks.same(metrics)  # to the last bit: from it follows whether all of them save, or stop
         row: dict[str, Any] = {"step": self.step}
         for name, metric in metrics.items():
             row |= {
@@ -242,7 +270,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._read_losses()  # never keep weights that a bad loss has spoilt, or a last update
-        if not all(norm.isfinite() for norm in torch._foreach_norm([p.detach() for p in self.parameters.values()])):
+        norms = torch._foreach_norm([local(p.detach()) for p in self.parameters.values()])
+        if self.ranks.any(not torch.stack(norms).isfinite().all()):
             raise self._spoilt(f"the weights are not finite after step {self.step}")
         if self.checkpoints is None:
             return
@@ -252,33 +281,42 @@ class Trainer:
             optimizer=state_tensors(self.optimizers, self.module),
             ema=self.ema,
             best=self.best,
-            losses=self._losses,
+            losses=list(self._losses),
         )
         self.checkpoints.save(checkpoint)
+
+    def _wait(self) -> None:
+        """Wait until the last checkpoint is on the disk."""
+        if self.checkpoints is not None:
+            self.checkpoints.wait()
+
+    def _advice(self) -> str:
+        steps = self.checkpoints.steps() if self.checkpoints else []
+        last = f"The last checkpoint is {self.checkpoints.path(steps[-1])}" if steps else "There is no checkpoint"  # type: ignore[union-attr]
+        return f"It was in step {self.step + 1}. {last}; start the run again with --resume."
 
     def _load_best(self) -> None:
         """Take the weights of the best evaluation, where a later one was worse."""
         if self.best is None or self.best["step"] == self.step:
             return
         assert self.checkpoints is not None, "the best weights are in a checkpoint"
-        checkpoint = self.checkpoints.load(self.best["step"])
-        where = self.checkpoints.path(checkpoint.step)
-        copy_into(self.parameters, checkpoint.model, where)
-        copy_into(self.ema, checkpoint.ema, where)
+        checkpoint = self.checkpoints.load(self.best["step"], into=self._weights())
         self.log.say(f"The model is that of step {checkpoint.step}, whose {self.best['metric']} was the best.")
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """Put the averaged weights (EMA) into the module for a while."""
-        own = {name: self.parameters[name].detach().clone() for name in self.ema}
-        with torch.no_grad():
-            for name, value in self.ema.items():
-                self.parameters[name].copy_(value)
-            try:
-                yield
-            finally:
-                for name, value in own.items():
-                    self.parameters[name].copy_(value)
+        own = {name: local(self.parameters[name].detach()).clone() for name in self.ema}
+
+        def put(values: dict[str, Tensor]) -> None:
+            for name, value in values.items():
+                local(self.parameters[name].detach()).copy_(local(value))
+
+        put(self.ema)
+        try:
+            yield
+        finally:
+            put(own)
 
 
 def split(batch: Batch, rows: int) -> list[Batch]:

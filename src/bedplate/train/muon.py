@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bedplate.train.exchange import Exchange, local, tensor_dim
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -38,6 +40,8 @@ class Muon(torch.optim.Optimizer):
     Args:
         lr: step size; scaled by sqrt(max(1, rows / columns)) for each matrix.
         dtype: dtype of the orthogonalisation.
+        exchange: where ranks share the parameters or the work. Each matrix is then orthogonalised whole by one rank,
+            which is exact, and less work than Newton-Schulz on shards.
     """
 
     def __init__(
@@ -47,9 +51,10 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.1,
         dtype: torch.dtype = torch.bfloat16,
+        exchange: Exchange | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self._dtype = dtype
+        self._dtype, self._exchange = dtype, exchange
         for group in self.param_groups:
             for p in group["params"]:
                 if p.dim() != 2:
@@ -58,24 +63,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[object, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    by_shape[p.shape].append(p)
+                    by_shape[p.shape, tensor_dim(p)].append(p)
             for params in by_shape.values():
                 self._update(params, **{k: group[k] for k in ("lr", "momentum", "weight_decay")})
 
     def _update(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
-        grads = [p.grad for p in params if p.grad is not None]
+        grads = [local(p.grad) for p in params if p.grad is not None]
         buffers = []
         for p in params:
             state = self.state[p]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
+            buffers.append(local(state["momentum_buffer"]))
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        nesterov = torch._foreach_lerp(grads, buffers, momentum)
-        updates = orthogonalize(torch.stack(nesterov).to(self._dtype)).to(params[0].dtype)
+        nesterov = [part.to(self._dtype) for part in torch._foreach_lerp(grads, buffers, momentum)]
+        if self._exchange is None:
+            updates = list(orthogonalize(torch.stack(nesterov)).unbind())
+        else:
+            own = orthogonalize(self._exchange.gather(nesterov, params[0]))
+            updates = self._exchange.scatter(own, len(params), params[0])
         rows, columns = params[0].shape
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, list(updates.unbind()), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+        parts = [local(p) for p in params]
+        torch._foreach_mul_(parts, 1 - lr * weight_decay)
+        updates = [update.to(parts[0].dtype) for update in updates]
+        torch._foreach_add_(parts, updates, alpha=-lr * max(1.0, rows / columns) ** 0.5)

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bedplate.recipe.schema import OptimizerRecipe
+from bedplate.train.exchange import Exchange, local
 from bedplate.train.muon import Muon
 
 
-def make_optimizers(module: nn.Module, recipe: OptimizerRecipe, matmul_dtype: torch.dtype) -> list[Optimizer]:
+def make_optimizers(
+    module: nn.Module, recipe: OptimizerRecipe, matmul_dtype: torch.dtype, exchange: Exchange | None = None
+) -> list[Optimizer]:
     """The run's optimizers; together they cover every parameter exactly once.
 
     Muon moves the matrices inside the blocks. Embeddings, heads, norms and biases follow AdamW: their rows are looked
@@ -31,7 +34,7 @@ def make_optimizers(module: nn.Module, recipe: OptimizerRecipe, matmul_dtype: to
     betas = (recipe.beta1, recipe.beta2)
     optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)]
     if matrices:
-        muon = Muon(matrices, recipe.muon_learning_rate, recipe.momentum, recipe.weight_decay, matmul_dtype)
+        muon = Muon(matrices, recipe.muon_learning_rate, recipe.momentum, recipe.weight_decay, matmul_dtype, exchange)
         optimizers.append(muon)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -49,11 +52,16 @@ def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
 
 
 @torch.no_grad()
-def finish_gradients(parameters: list[Tensor], weight: Tensor, clip_norm: float | None) -> Tensor:
-    """Divide summed gradients by `weight` and clip their global norm, in one pass; return the norm before clipping."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    scale = 1 / weight.clamp(min=1)
-    norm = torch.nn.utils.get_total_norm(grads) * scale
+def finish_gradients(
+    parameters: list[Tensor], weight: Tensor, clip_norm: float | None, norm: Tensor | None = None
+) -> Tensor:
+    """Divide summed gradients by `weight` and clip their global norm, in one pass; return the norm before clipping.
+
+    `norm` is that of the sums, where gradients are sharded over ranks.
+    """
+    grads = [local(p.grad) for p in parameters if p.grad is not None]
+    scale = 1 / torch.where(weight > 0, weight, 1)  # without weight the sums are zeros
+    norm = (torch.nn.utils.get_total_norm(grads) if norm is None else norm) * scale
     if clip_norm is not None:
         scale = scale * (clip_norm / (norm + 1e-6)).clamp(max=1)
     torch._foreach_mul_(grads, scale)
