@@ -22,9 +22,7 @@ class RunLog:
     Of several ranks one writes; the logs of the others are `muted`.
     """
 
-    def __init__(
-        self, folder: Path, recipe: LogRecipe, console: Console | None = None, muted: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, recipe: LogRecipe, console: Console | None = None, muted: bool = False) -> None:
         self.folder, self.recipe, self.muted = folder, recipe, muted
         self.console = console or Console(stderr=True, quiet=muted)
         self._progress = Progress(

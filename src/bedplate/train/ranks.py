@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import faulthandler
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -73,10 +73,7 @@ class Ranks:
             yield Ranks()
             return
         if not dist.is_initialized():  # a script may have several runs, and can connect its processes once only
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            # The watchdog speaks first: a group that gives up sooner could only say that some transfer failed.
-            dist.init_process_group(backend, timeout=timedelta(seconds=2 * recipe.timeout + 60))
-            atexit.register(dist.destroy_process_group)
+            _connect("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", recipe.timeout)
         ranks = Ranks(dist.get_rank(), size, recipe.tensor)
         try:
             ranks._control = dist.new_group(backend="gloo", timeout=FOREVER)
@@ -142,6 +139,17 @@ class Ranks:
         return done[0]
 
 
+def _connect(backend: str, timeout: float) -> None:
+    """Join the processes that torchrun started."""
+    store, rank, size = next(dist.rendezvous("env://"))
+    # torchrun keeps one store over restarts (2.13), in which the addresses of the dead would be found again.
+    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # The watchdog speaks first: a group that gives up sooner could only say that some transfer failed.
+    longest = timedelta(seconds=2 * timeout + 60)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=longest)
+    atexit.register(dist.destroy_process_group)
+
+
 def _lost(rank: int, error: BaseException) -> RankError:
     return RankError(
         f"rank {rank}: another rank died or cannot be reached ({str(error).splitlines()[0]}); look at the messages of "
@@ -183,7 +191,8 @@ class Watchdog:
         while not self._done.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._last < self._seconds:
                 continue
-            faulthandler.dump_traceback(all_threads=True)
+            frame = sys._current_frames().get(threading.main_thread().ident or 0)
+            print(f"Where rank {self._ranks.rank} waits:\n{''.join(traceback.format_stack(frame))}", file=sys.stderr)
             print(
                 f"Error: rank {self._ranks.rank}: nothing was finished for {self._seconds:g} s (parallel.timeout): a "
                 f"rank hangs or has died. {self._advice()}",
