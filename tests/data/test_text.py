@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from bedplate.data import shards, text
+from bedplate.data import jobs, shards, text
 from bedplate.data.shards import SplitWriter, TextData, TokenStream
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
@@ -52,7 +52,7 @@ def test_packing_is_encode_and_end_of_text_for_each_document(
     path = write_jsonl(tmp_path / "x.jsonl", texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD_BYTES", 14)  # seven tokens: most documents cross shards
-        patch.setattr(text, "JOB_CHARACTERS", 50)
+        patch.setattr(jobs, "JOB_CHARACTERS", 50)
         data = prepare(path, tokenizer, val_fraction=0, cache_dir=tmp_path / "cache")
     kept = [item for item in texts if item]
     assert everything(data.train) == pack(tokenizer, kept)
@@ -88,7 +88,7 @@ def test_few_documents_give_the_one_of_smallest_hash_to_validation(tokenizer: To
         )
         for items in (texts, texts[::-1])
     ]
-    assert found == [[min(texts, key=text._hash)]] * 2
+    assert found == [[min(texts, key=jobs._hash)]] * 2
 
 
 def test_a_lone_text_file_is_split_by_runs_of_lines(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
 def test_shards_do_not_depend_on_the_number_of_workers(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text, "JOB_CHARACTERS", 500)
+    monkeypatch.setattr(jobs, "JOB_CHARACTERS", 500)
     members = {"a.txt": ("".join(SENTENCES) * 30).encode(), "b.jsonl": b'{"text": "b"}\n{"text": ""}\n' * 50}
     path = write_tar(tmp_path / "x.tar", members)
     one = prepare(path, tokenizer, val_fraction=0.3, cache_dir=tmp_path / "one")
@@ -169,8 +169,28 @@ def test_a_second_call_opens_the_cache(tokenizer: Tokenizer, tmp_path: Path, mon
     seen: list[tuple[int, int, int]] = []
     first = prepare(path, tokenizer, cache_dir=tmp_path, on_progress=lambda *counts: seen.append(counts))
     assert seen == [(3, 6, 3)]
-    monkeypatch.setattr(text, "documents", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(jobs, "documents_in", lambda *_: pytest.fail("read again"))
     assert prepare(path, tokenizer, cache_dir=tmp_path).directory == first.directory
+
+
+def test_of_many_processes_one_prepares(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    path = write_jsonl(tmp_path / "x.jsonl", [f"{i} {SENTENCES[i % 3]}" for i in range(2000)])
+    script = (
+        "from bedplate.data.text import prepare\n"
+        "from bedplate.data.tokenizer import load_tokenizer\n"
+        "calls = []\n"
+        f"data = prepare({str(path)!r}, load_tokenizer({str(tmp_path)!r}), cache_dir={str(tmp_path / 'cache')!r},\n"
+        "               on_progress=lambda *_: calls.append(0))\n"
+        "print(len(data.train), bool(calls))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    lengths, prepared = zip(*(rank.communicate()[0].split() for rank in ranks), strict=True)
+    assert len(set(lengths)) == 1 and sorted(prepared) == ["False", "False", "True"]
 
 
 @pytest.mark.parametrize("change", ["content", "tokenizer", "fraction", "column"])
@@ -255,9 +275,9 @@ def test_a_full_disk_is_told(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: 
         append(self, *arguments)
 
     monkeypatch.setattr(SplitWriter, "append", full)
-    monkeypatch.setattr(text, "JOB_CHARACTERS", 1)
+    monkeypatch.setattr(jobs, "JOB_CHARACTERS", 1)
     path = write_jsonl(tmp_path / "x.jsonl", ["a", "b"])
-    with pytest.raises(InputError, match=rf"{tmp_path}.*: no space left .* after 2 bytes .*data\.cache_dir"):
+    with pytest.raises(InputError, match=rf"{tmp_path}.*: no space left .* after 2 bytes .*data\.cache"):
         prepare(path, tokenizer, val_fraction=0, cache_dir=tmp_path)
     assert not [item for item in tmp_path.iterdir() if item.is_dir()]
 

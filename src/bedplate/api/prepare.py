@@ -19,16 +19,20 @@ def prepare(
     val_data: str | None = None,
     val_fraction: float = 0.01,
     workers: int = 1,
+    engine: str = "local",
     cache: str | Path | None = None,
+    on_progress: text.Progress | None = None,
 ) -> dict[str, Any]:
-    """Tokenise, split and pack text into memory-mapped shards; the same call again finds them.
+    """Tokenise, split and pack text into memory-mapped shards; the same call again finds them, or goes on.
 
     Args:
-        data: files, folders, globs, archives or hf: ids.
+        data: files, folders, globs, archives, URLs of these (s3://bucket/*.parquet), or hf: ids.
         tokenizer: a tokenizer.json, or a directory that holds one.
         val_data: held-out text; without it documents are held out by their hash.
         workers: processes that tokenise.
-        cache: the folder for shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate).
+        engine: "local", or "ray": the workers are tasks of a Ray cluster. The shards are the same.
+        cache: the folder or URL for shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate).
+        on_progress: called with the documents, tokens and bytes of text so far.
 
     Returns:
         what the shards' meta.json says: fingerprint, dtype, documents, tokens and bytes of each split.
@@ -42,5 +46,7 @@ def prepare(
         val_fraction=val_fraction,
         cache_dir=cache_folder(None if cache is None else Path(cache)) / "text",
         workers=workers,
+        engine=engine,
+        on_progress=on_progress,
     )
     return prepared.meta

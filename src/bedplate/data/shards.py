@@ -2,19 +2,25 @@
 
 A cache directory holds, for each split, `SPLIT-00000.bin`, `SPLIT-00001.bin`, ... (little-endian ids, one after the
 other, each document ended by the end-of-text id), `SPLIT.starts.bin` (uint64 position of each document's first token)
-and one `meta.json`.
+and one `meta.json`; while they are written, `journal.json` says what of them is on the disk. The directory may be a
+URL to read from.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from bedplate.data import remote
+from bedplate.data.remote import RemoteArray
+
 FORMAT = 1
 SHARD_BYTES = 2**28
 SPLITS = ("train", "val")
+META, JOURNAL = "meta.json", "journal.json"
 
 
 class TokenStream:
@@ -26,15 +32,23 @@ class TokenStream:
         meta: Everything that `meta.json` records of the cache.
     """
 
-    def __init__(self, directory: Path, split: str, meta: dict[str, Any]) -> None:
+    def __init__(self, directory: Path | str, split: str, meta: dict[str, Any]) -> None:
         counts = meta[split]
         self.meta = meta
         self.documents: int = counts["documents"]
         self.bytes: int = counts["bytes"]
         self._length: int = counts["tokens"]
         self._shard_tokens: int = meta["shard_tokens"]
-        self._shards = [np.memmap(directory / name, meta["dtype"], mode="r") for name in counts["shards"]]
-        self._starts = np.memmap(directory / f"{split}.starts.bin", "<u8", mode="r")
+        names, starts = counts["shards"], f"{split}.starts.bin"
+        self._shards: Sequence[np.memmap | RemoteArray]
+        if isinstance(directory, Path):
+            self._shards = [np.memmap(directory / name, meta["dtype"], mode="r") for name in names]
+            kept = directory / starts
+        else:
+            sizes, folder = meta["files"], remote.mirror(f"{directory}#{meta['fingerprint']}")
+            self._shards = [RemoteArray(f"{directory}/{name}", sizes[name], meta["dtype"], folder) for name in names]
+            kept = remote.whole(f"{directory}/{starts}", sizes[starts], folder)  # searched, not read in windows
+        self._starts = np.memmap(kept, "<u8", mode="r")
 
     def __len__(self) -> int:
         """Count the tokens."""
@@ -73,30 +87,47 @@ class TokenStream:
 class TextData:
     """Prepared text: `train` and, unless the recipe asked for none, `val`.
 
+    Args:
+        directory: A folder that `prepare` made, or the URL of one: of that only the blocks that are read are fetched,
+            and kept on this machine's disk.
+
     Attributes:
-        directory: Where the shards lie.
+        directory: Where the shards lie: a Path, or the URL as a string.
         meta: `meta.json`: fingerprint, dtype, vocab_size, how the split was made, counts of each split, skipped_empty,
             sources.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        self.train = TokenStream(directory, "train", self.meta)
-        self.val = TokenStream(directory, "val", self.meta) if self.meta["val"]["tokens"] else None
+    def __init__(self, directory: Path | str) -> None:
+        place = remote.location(directory).rstrip("/")
+        self.directory = place if remote.is_remote(place) else Path(place)
+        self.meta: dict[str, Any] = json.loads(_read_meta(self.directory))
+        self.train = TokenStream(self.directory, "train", self.meta)
+        self.val = TokenStream(self.directory, "val", self.meta) if self.meta["val"]["tokens"] else None
 
 
 class SplitWriter:
-    """Writes one split's shards and document starts; a document may cross from one shard to the next."""
+    """Writes one split's shards and document starts; a document may cross from one shard to the next.
 
-    def __init__(self, directory: Path, split: str, dtype: str, shard_tokens: int) -> None:
+    Args:
+        directory: Where to write.
+        split: Name of the split.
+        dtype: Of the ids.
+        shard_tokens: Tokens in each shard but the last.
+        done: What `sync` returned, to go on from there; the files must have the sizes that they had then.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, dtype: str, shard_tokens: int, done: dict[str, Any] | None = None
+    ) -> None:
         self._directory, self._split = directory, split
         self._dtype, self._shard_tokens = np.dtype(dtype), shard_tokens
-        self._starts: IO[bytes] = open(directory / f"{split}.starts.bin", "wb")  # noqa: SIM115  (closed by __exit__)
-        self._shard: IO[bytes] | None = None
-        self._next_start = 0
-        self.shards: list[str] = []
-        self.documents = self.tokens = self.bytes = 0
+        self._next_start: int = done["next_start"] if done else 0
+        self.shards: list[str] = list(done["shards"]) if done else []
+        self.documents, self.tokens, self.bytes = (
+            done[name] if done else 0 for name in ("documents", "tokens", "bytes")
+        )
+        self._starts: IO[bytes] = self._open(f"{split}.starts.bin", "ab" if done else "wb")
+        self._shard: IO[bytes] | None = self._open(self.shards[-1], "ab") if self.shards else None
 
     def append(self, ids: np.ndarray, ends: np.ndarray, text_bytes: int) -> None:
         """Write the next tokens.
@@ -130,6 +161,14 @@ class SplitWriter:
             if file is not None:
                 _sync_and_close(file)
 
+    def sync(self) -> dict[str, Any]:
+        """Bring everything to the disk; return what a writer needs to go on from here."""
+        for file in (self._shard, self._starts):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+        return {**self.counts(), "next_start": self._next_start}
+
     def counts(self) -> dict[str, Any]:
         """Return what `meta.json` says of this split."""
         return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes, "shards": self.shards}
@@ -138,27 +177,77 @@ class SplitWriter:
         if self._shard is not None:
             _sync_and_close(self._shard)
         self.shards.append(f"{self._split}-{len(self.shards):05d}.bin")
-        self._shard = open(self._directory / self.shards[-1], "wb")  # noqa: SIM115  (closed by __exit__)
+        self._shard = self._open(self.shards[-1], "wb")
+
+    def _open(self, name: str, mode: str) -> IO[bytes]:
+        return open(self._directory / name, mode)  # closed by __exit__
+
+
+def write_journal(directory: Path, state: dict[str, Any]) -> None:
+    """Record how far a preparation has come, after its files have been brought to the disk as far."""
+    sync_directory(directory)  # the names of new shards
+    _write_json(directory / JOURNAL, {"format": FORMAT, **state, "files": _shard_sizes(directory)})
+
+
+def read_journal(directory: Path) -> dict[str, Any] | None:
+    """Return the state that `write_journal` recorded, all files cut back to it; None where there is none to use."""
+    try:
+        journal: dict[str, Any] = json.loads((directory / JOURNAL).read_text(encoding="utf-8"))
+        found, recorded = _shard_sizes(directory), journal["files"]
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return None
+    if journal["format"] != FORMAT or any(found.get(name, -1) < size for name, size in recorded.items()):
+        return None
+    for name, size in recorded.items():
+        os.truncate(directory / name, size)
+    return journal
 
 
 def write_meta(directory: Path, meta: dict[str, Any]) -> None:
     """Write `meta.json` with the sizes of all files beside it, and bring directory and file to the disk."""
-    files = {file.name: file.stat().st_size for file in sorted(directory.iterdir())}
-    with open(directory / "meta.json", "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **meta, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    _write_json(directory / META, {"format": FORMAT, **meta, "files": _shard_sizes(directory)})
 
 
-def is_whole(directory: Path) -> bool:
+def is_whole(directory: Path | str) -> bool:
     """Whether `directory` holds a cache of this format of which every file has the size that `meta.json` records."""
-    try:
-        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        sizes = {name: (directory / name).stat().st_size for name in meta["files"]}
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    if isinstance(directory, Path):
+        sizes = _file_sizes(directory) if os.path.isfile(directory / META) else {}  # it may be a text, not a path
+    else:
+        sizes = remote.sizes(directory)
+    if META not in sizes:
         return False
-    return bool(meta["format"] == FORMAT and sizes == meta["files"])
+    content = _read_meta(directory)
+    try:
+        meta = json.loads(content)
+        recorded = meta["files"]
+        return bool(meta["format"] == FORMAT and recorded == {name: sizes[name] for name in recorded})
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_meta(directory: Path | str) -> bytes:
+    if isinstance(directory, Path):
+        return (directory / META).read_bytes()
+    return remote.read(f"{directory}/{META}")
+
+
+def _file_sizes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
+
+
+def _shard_sizes(directory: Path) -> dict[str, int]:
+    return {name: size for name, size in _file_sizes(directory).items() if name.endswith(".bin")}
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    """Write a file that is there in full or not at all, and bring it to the disk."""
+    temporary = file.with_suffix(".part")
+    with open(temporary, "w", encoding="utf-8") as target:
+        json.dump(values, target, indent=1)
+        target.flush()
+        os.fsync(target.fileno())
+    temporary.replace(file)
+    sync_directory(file.parent)
 
 
 def sync_directory(directory: Path) -> None:

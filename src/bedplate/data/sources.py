@@ -1,8 +1,8 @@
-"""Documents from files, folders, archives and the Hugging Face Hub, streamed with constant memory.
+"""Documents from files, folders, archives, URLs and the Hugging Face Hub, streamed with constant memory.
 
-A path may be a file, a folder, a glob (`**` too), a tar archive, an `hf:org/name[:config][@split]` id, or a list of
-these. A `.txt` file is one document; every row of the other formats is one. Each format may be compressed (`.gz`,
-`.xz`, `.zst`).
+A path may be a file, a folder, a glob (`**` too), a tar archive, a URL of any of these (`s3://bucket/*.parquet`), an
+`hf:org/name[:config][@split]` id, or a list of these. A `.txt` file is one document; every row of the other formats is
+one. Each format may be compressed (`.gz`, `.xz`, `.zst`).
 """
 
 import glob
@@ -18,8 +18,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from bedplate.data import remote
 from bedplate.data.formats import ROWS, Columns, decoded, decompress, telling_damage
 from bedplate.data.hub import hub_fingerprint, hub_rows
+from bedplate.data.remote import is_remote, location
 from bedplate.errors import InputError
 
 Paths = str | Path | Sequence[str | Path]
@@ -54,22 +56,32 @@ def documents(path: Paths, column: str = "text") -> Iterator[Document]:
     """Stream the documents that `path` names, in a fixed order (sorted within folders and globs).
 
     Args:
-        path: File, folder, glob, tar archive, `hf:` id, or a list of these.
+        path: File, folder, glob, tar archive, URL, `hf:` id, or a list of these.
         column: Key or column of the text in formats with rows.
 
     Raises:
         InputError: Nothing found, nothing but empty texts, or anything that is not what its suffix promises.
     """
     found = False
-    for source, content in _contents(path, [column]):
-        pieces = _text_piece(source, column, content[column]) if isinstance(content, dict) else content
-        first = next(pieces, None)
-        found = found or first is not None
-        yield Document(source, iter(()) if first is None else chain([first], pieces))
+    for name in resolve(path):
+        for document in documents_in(name, column):
+            first = next(document.pieces, None)
+            found = found or first is not None
+            yield Document(document.source, iter(()) if first is None else chain([first], document.pieces))
     if not found:
-        raise InputError(
-            f"{shown(path)}: no text: every document is empty, or there is none; give files that hold text"
-        )
+        raise no_text(path)
+
+
+def documents_in(name: str, column: str) -> Iterator[Document]:
+    """Stream the documents of one name that `resolve` gave; there may be none."""
+    for source, content in _contents(name, [column]):
+        pieces = _text_piece(source, column, content[column]) if isinstance(content, dict) else content
+        yield Document(source, pieces)
+
+
+def no_text(path: Paths) -> InputError:
+    """The error that nothing of `path` is text."""
+    return InputError(f"{shown(path)}: no text: every document is empty, or there is none; give files that hold text")
 
 
 def rows(path: Paths, columns: Columns = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -81,11 +93,12 @@ def rows(path: Paths, columns: Columns = None) -> Iterator[tuple[str, dict[str, 
     Raises:
         InputError: What `documents` raises of paths and files, a column that is not there, or a .txt: it has no rows.
     """
-    for source, content in _contents(path, columns):
-        if not isinstance(content, dict):
-            kinds = ", ".join(f".{kind}" for kind in ROWS)
-            raise InputError(f"{source}: a .txt has no rows with columns; give {kinds} or an hf: id")
-        yield source, content
+    for name in resolve(path):
+        for source, content in _contents(name, columns):
+            if not isinstance(content, dict):
+                kinds = ", ".join(f".{kind}" for kind in ROWS)
+                raise InputError(f"{source}: a .txt has no rows with columns; give {kinds} or an hf: id")
+            yield source, content
 
 
 def checked_text(source: str, column: str, text: object) -> str:
@@ -108,7 +121,7 @@ def checked_text(source: str, column: str, text: object) -> str:
 
 
 def resolve(path: Paths) -> list[str]:
-    """List the files and `hf:` ids that `path` names, in reading order.
+    """List the files, URLs of files and `hf:` ids that `path` names, in reading order.
 
     Folders and globs give their files of known suffixes that are not hidden; only a file that was named itself must
     have a known suffix.
@@ -120,9 +133,11 @@ def resolve(path: Paths) -> list[str]:
         if not path:
             raise InputError("the list of data paths is empty: give at least one file, folder, glob or hf: id")
         return [found for item in path for found in resolve(item)]
-    name = str(path)
+    name = location(path)
     if name.startswith("hf:"):
         return [name]
+    if is_remote(name):
+        return _resolve_url(name)
     try:
         root = Path(name).expanduser()
         is_file = root.is_file()
@@ -144,6 +159,17 @@ def resolve(path: Paths) -> list[str]:
     if not files:
         raise InputError(f"{name}: no file with a known suffix in it; known are {_known_suffixes()}")
     return [str(file) for file in files]
+
+
+def _resolve_url(url: str) -> list[str]:
+    """URLs of the files that one names. A single file of a known suffix is not asked for before it is read."""
+    if kind_of(url) is not None and not glob.has_magic(url):
+        return [url]
+    root = re.split(r"[*?\[]", url)[0].rpartition("/")[0] if glob.has_magic(url) else url
+    files = [file for file in remote.find(url) if _is_wanted(file.removeprefix(root))]
+    if not files:
+        raise InputError(f"{shown(url)}: no file with a known suffix there; known are {_known_suffixes()}")
+    return files
 
 
 def kind_of(name: str) -> tuple[str, str] | None:
@@ -176,7 +202,9 @@ def cut_text(chunks: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def content_hash(path: Paths, cache_dir: str | Path) -> str:
-    """Hash the kinds and bytes of all files that `path` names, in order, and the ids and versions of `hf:` data sets.
+    """Hash the kinds and bytes of all files that `path` names, in order, and what stands for bytes that are elsewhere.
+
+    For a URL that is its name, size and version (as its storage tells it), for an `hf:` data set id and version.
 
     Digests of files are remembered in `cache_dir/hashes.json` by absolute path, size and modification time, so that a
     large file that has not changed is not read again.
@@ -191,6 +219,8 @@ def content_hash(path: Paths, cache_dir: str | Path) -> str:
     for name in resolve(path):
         if name.startswith("hf:"):
             part = f"{name} {hub_fingerprint(name)}"
+        elif is_remote(name):
+            part = f"{name} {remote.version(name)}"
         else:
             part = f"{kind_of(name)} {_file_hash(name, memo)}"
         total.update(part.encode() + b"\n")
@@ -227,8 +257,9 @@ def _known_suffixes() -> str:
 
 
 def shown(path: Paths) -> str:
-    """`path` as messages write it."""
-    return str(path) if isinstance(path, str | Path) else ", ".join(map(str, path))
+    """`path` as messages and records write it."""
+    paths = [path] if isinstance(path, str | Path) else path
+    return ", ".join(remote.shown(location(item)) for item in paths)
 
 
 def _files_under(root: Path) -> list[Path]:
@@ -242,17 +273,17 @@ def _is_wanted(name: str) -> bool:
     return kind_of(name) is not None and not any(part.startswith(".") and part != "." for part in Path(name).parts)
 
 
-def _contents(path: Paths, columns: Columns) -> Iterator[tuple[str, Content]]:
-    """(source, content) of every row and .txt that `path` names."""
-    for name in resolve(path):
-        if name.startswith("hf:"):
-            for number, row in hub_rows(name, columns):
-                yield f"{name}:{number}", row
-        else:
-            kind, compression = cast(tuple[str, str], kind_of(name))
-            with telling_damage(name), open(name, "rb") as file:
-                stream = decompress(file, compression)
-                yield from _read_tar(stream, name, columns) if kind == "tar" else _read(stream, kind, name, columns)
+def _contents(name: str, columns: Columns) -> Iterator[tuple[str, Content]]:
+    """(source, content) of every row and .txt of one name that `resolve` gave."""
+    if name.startswith("hf:"):
+        for number, row in hub_rows(name, columns):
+            yield f"{name}:{number}", row
+        return
+    kind, compression = cast(tuple[str, str], kind_of(name))
+    source = remote.shown(name)
+    with telling_damage(source), remote.open_stream(name) if is_remote(name) else open(name, "rb") as file:
+        stream = decompress(file, compression)
+        yield from _read_tar(stream, source, columns) if kind == "tar" else _read(stream, kind, source, columns)
 
 
 def _read_tar(stream: BinaryIO, name: str, columns: Columns) -> Iterator[tuple[str, Content]]:
