@@ -20,7 +20,9 @@ _VERBS = (
     "finetune",
     "generate",
     "info",
+    "launch",
     "load",
+    "plan",
     "predict",
     "prepare",
     "pretrain",
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
     from bedplate.api.finetune import finetune as finetune
     from bedplate.api.generate import generate as generate
     from bedplate.api.info import info as info
+    from bedplate.api.launch import launch as launch
     from bedplate.api.load import load as load
+    from bedplate.api.plan import plan as plan
     from bedplate.api.predict import predict as predict
     from bedplate.api.prepare import prepare as prepare
     from bedplate.api.pretrain import pretrain as pretrain

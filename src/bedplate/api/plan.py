@@ -1,19 +1,32 @@
-"""What a recipe will do, worked out without touching its data: the network, the tokens, the memory."""
+"""`plan`: what a recipe will do and cost, worked out without touching its data: network, memory, time, energy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bedplate.api.doctor import _memory_bytes
 from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.nn.rotary import RopeConfig
-from bedplate.recipe import Recipe
+from bedplate.recipe import Recipe, read_recipe
 from bedplate.tasks.language import Language
-from bedplate.train.hardware import choose_hardware
+from bedplate.train.accelerators import Accelerator, find_accelerator, nearest_anchor
+from bedplate.train.calibrate import measure_speed
+from bedplate.train.estimate import Layout, memory, step_flops
+from bedplate.train.fit import first_fit
+from bedplate.train.hardware import Hardware, choose_hardware, matmul_ceiling
+
+GPU_USABLE = 0.9  # assumed: the rest is for CUDA's context, the libraries' work space, communication, fragments
+CPU_USABLE = 0.45  # glibc keeps freed blocks: processes grew to 1.1 to 2.2 times the plan (benchmarks/plan_check.py)
+HOUR = 3600.0
+SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 
 
 def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
@@ -36,52 +49,199 @@ def check_metric(recipe: Recipe) -> None:
         raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """{"recipe", "hardware", "parameters", "tokens_per_step", "tokens", "flops", "memory"}; memory in bytes by part.
+@dataclass(frozen=True)
+class Target:
+    """What is planned for: GPUs of a datasheet, or this machine."""
+
+    name: str
+    dtype: torch.dtype  # of matrix products
+    on_gpu: bool
+    memory: float | None  # bytes of one device; None: this platform does not tell
+    accelerator: Accelerator | None = None
+    hardware: Hardware | None = None  # of this machine
+
+    @property
+    def usable(self) -> float | None:
+        return self.memory and self.memory * (GPU_USABLE if self.on_gpu else CPU_USABLE)
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *overrides: str,
+    gpu: str | None = None,
+    gpus: int | None = None,
+    efficiency: float | None = None,
+    price: float | None = None,
+    pue: float = 1.0,
+    measure: bool = True,
+) -> dict[str, Any]:
+    """Say what pre-training by a recipe needs: memory, time, energy, cost, and what to change where it does not fit.
 
     A tokenizer that is still to be trained counts with `tokenizer.vocab_size`; little text may give fewer entries.
+
+    Args:
+        recipe: a YAML file, or the same as a mapping.
+        overrides: `key.path=value` each.
+        gpu: a name of `train/accelerators.py`, or cpu; by default what this machine trains on.
+        gpus: how many in all (default: as many as hold one copy of the model).
+        efficiency: share of the peak that training reaches, instead of a published or measured one.
+        price: dollars for an hour of one GPU.
+        pue: power of the whole data centre over that of its computers.
+        measure: train on this machine for a few seconds, where it is planned for, to know its speed.
+
+    Returns:
+        {"recipe", "hardware", "parameters", "tokens_per_step", "tokens", "tokens_per_parameter", "flops", "layout",
+        "memory": bytes on one device by part, "fit", "time", "cost", "notes"}; see docs/scaling.md.
+
+    Raises:
+        InputError: the recipe is wrong, or the GPUs cannot share it.
     """
-    hardware, given = choose_hardware(recipe.train), recipe.tokenizer.path
-    vocab_size = recipe.tokenizer.vocab_size if given is None else vocabulary_size(load_tokenizer(given))
-    check_metric(recipe)
-    config = gpt_config(recipe, vocab_size)
+    resolved = read_recipe(recipe, overrides)
+    _check_options(gpus, efficiency, price, pue)
+    target, given, train = _target(resolved, gpu), resolved.tokenizer.path, resolved.train
+    vocab_size = resolved.tokenizer.vocab_size if given is None else vocabulary_size(load_tokenizer(given))
+    check_metric(resolved)
+    config = gpt_config(resolved, vocab_size)
     config_to_hf(config)  # refuses what no model directory could hold
     with torch.device("meta"):
         module = GPT(config)
-    train = recipe.train
+    count = gpus or resolved.parallel.shard * resolved.parallel.tensor
+    layout = Layout.of(resolved, config.trunk, count)
     parameters = sum(p.numel() for p in module.parameters())
-    in_blocks = sum(p.numel() for p in module.trunk.blocks.parameters() if p.dim() == 2)
-    moments = 2 * parameters - (in_blocks if recipe.optimizer.name == "muon" else 0)
     tokens_per_step = train.batch_size * train.sequence_length
-    memory = {
-        "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 4 * moments,
-        "ema": 4 * parameters if train.ema is not None else 0,
-        "activations": _activation_bytes(recipe, module.config),
-    }
+    parts = memory(module, resolved, layout, target.dtype, on_gpu=target.on_gpu)
+    fit = _fit(module, resolved, layout, target, parts["total"])
+    flops, _ = step_flops(module, resolved)
+    time, notes = _time(module, resolved, layout, target, efficiency, measure and fit["fits"] is not False)
     return {
-        "recipe": recipe.model_dump(mode="json"),
-        "hardware": str(hardware),
+        "recipe": resolved.model_dump(mode="json"),
+        "hardware": target.name if count == 1 else f"{count} x {target.name}",
         "parameters": parameters,
         "tokens_per_step": tokens_per_step,
         "tokens": tokens_per_step * train.steps,
-        "flops": module.flops_per_token(train.sequence_length) * tokens_per_step * train.steps,
-        "memory": memory | {"total": sum(memory.values())},
+        "tokens_per_parameter": tokens_per_step * train.steps / parameters,
+        "flops": flops * train.steps,
+        "layout": {
+            "gpus": count,
+            "replicas": layout.replicas,
+            "shard": layout.shard,
+            "tensor": layout.tensor,
+            "rows": layout.rows,
+            "micro_batch_size": layout.micro,
+        },
+        "memory": parts,
+        "fit": fit,
+        "time": time,
+        "cost": _cost(time, count, target.accelerator, price, pue),
+        "notes": [*_memory_notes(target, layout), *notes],
     }
 
 
-def _activation_bytes(recipe: Recipe, config: GPTConfig) -> int:
-    """What the backward pass keeps of one micro-batch, an estimate: per token and layer, in values of 4 bytes.
+def _check_options(gpus: int | None, efficiency: float | None, price: float | None, pue: float) -> None:
+    if gpus is not None and gpus < 1:
+        raise InputError(f"gpus={gpus} is not a number of GPUs; give 1 or more")
+    if efficiency is not None and not 0 < efficiency <= 1:
+        raise InputError(f"efficiency={efficiency} is not a share of the peak; give more than 0 and at most 1")
+    if price is not None and not price > 0:
+        raise InputError(f"price={price} is not dollars for a GPU hour; give more than 0, or leave it out")
+    if not pue >= 1:
+        raise InputError(f"pue={pue} is less than the computers themselves take; give 1 or more")
 
-    Norms keep their input (2 D and, with QK-norm, the projected queries and keys), attention keeps q, k, v and its
-    output, the MLP its inner widths (3 where gated), residual additions their sums.
-    """
-    c, train = config.trunk, recipe.train
-    query, key = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    attention = 2 * query + 2 * key + (query + key if c.qk_norm else 0)
-    layer = 4 * c.hidden_size + attention + (4 if c.gated else 2) * c.intermediate_size
-    tokens = (train.micro_batch_size or train.batch_size) * train.sequence_length
-    layers = c.num_hidden_layers
-    kept = layers * c.hidden_size + layer if train.activation_checkpointing else layers * layer
-    return 4 * tokens * (kept + 4 * c.hidden_size)
+
+def _target(recipe: Recipe, gpu: str | None) -> Target:
+    if gpu is not None and gpu.lower() != "cpu":
+        accelerator = find_accelerator(gpu)
+        low = recipe.train.precision != "fp32"
+        name = f"{accelerator.name}, {'bf16' if low else 'fp32'}"
+        return Target(name, torch.bfloat16 if low else torch.float32, True, accelerator.memory, accelerator)
+    train = recipe.train if gpu is None else recipe.train.model_copy(update={"device": "cpu"})
+    hardware = choose_hardware(train)
+    on_gpu = hardware.device.type == "cuda"
+    size = torch.cuda.get_device_properties(hardware.device).total_memory if on_gpu else _memory_bytes()[0]
+    return Target(str(hardware), hardware.dtype, on_gpu, size, hardware=hardware)
+
+
+def _fit(module: GPT, recipe: Recipe, layout: Layout, target: Target, total: int) -> dict[str, Any]:
+    """{"fits", "memory", "usable" in bytes, "change"}: the first overrides that fit, [] if none are needed or known."""
+    usable = target.usable
+    if usable is None:
+        return {"fits": None, "memory": None, "usable": None, "change": []}
+
+    change = []
+    if total > usable:
+        change = first_fit(module, recipe, layout.gpus, target.dtype, usable, on_gpu=target.on_gpu)
+    return {"fits": total <= usable, "memory": int(target.memory or 0), "usable": int(usable), "change": change}
+
+
+def _time(
+    module: GPT, recipe: Recipe, layout: Layout, target: Target, efficiency: float | None, measure: bool
+) -> tuple[dict[str, float] | None, list[str]]:
+    """({"seconds", "step_seconds", "tokens_per_second", "efficiency", "peak_flops"} or None, where they come from)."""
+    flops, work = step_flops(module, recipe)
+    if target.accelerator is not None:
+        if target.dtype == torch.float32:
+            return None, ["time: not known, the datasheet's figure is of bf16 products; give train.precision=bf16"]
+        peak, source = target.accelerator.flops * layout.gpus, target.accelerator.source
+        notes = [f"published: {peak / layout.gpus / 1e12:,.0f} TFLOP/s a GPU, {source}"]
+        if efficiency is None:
+            hidden_size = module.config.trunk.hidden_size
+            anchor, own = nearest_anchor(target.accelerator, recipe.train.compile, hidden_size)
+            efficiency, kind = anchor.efficiency, "published" if own else "assumed, from another GPU"
+            notes.append(f"{kind}: efficiency {efficiency:.2f} of that, {anchor.run}")
+            notes.append("assumed: this software, sharing the work in this way, is as fast; that was not measured")
+        else:
+            notes.append(f"given: efficiency {efficiency:g} of that")
+        step = work / (peak * efficiency)
+        if step < SHORT:
+            notes.append("time: a step is so short that starting its kernels, which is not counted, may take longer")
+    elif layout.gpus > 1:
+        return None, ["time: not known for several processes of this machine; name their GPU with --gpu"]
+    elif efficiency is not None:
+        assert target.hardware is not None
+        peak = matmul_ceiling(target.hardware)
+        step = work / (peak * efficiency)
+        notes = [f"measured: {peak / 1e9:,.0f} GFLOP/s in a large matrix product", f"given: efficiency {efficiency:g}"]
+    elif measure:
+        assert target.hardware is not None
+        speed = measure_speed(module.config, recipe, target.hardware)
+        peak, step = speed.ceiling, speed.step
+        notes = [
+            f"measured: {peak / 1e9:,.0f} GFLOP/s in a large matrix product; training steps of a network of "
+            f"fewer layers, {speed.passes:.3g} s of passes and {speed.update:.3g} s of update for all layers"
+        ]
+    else:
+        return None, []
+    tokens = recipe.train.batch_size * recipe.train.sequence_length
+    return {
+        "seconds": step * recipe.train.steps,
+        "step_seconds": step,
+        "tokens_per_second": tokens / step,
+        "efficiency": flops / step / peak,
+        "peak_flops": peak,
+    }, notes
+
+
+def _cost(
+    time: dict[str, float] | None, gpus: int, accelerator: Accelerator | None, price: float | None, pue: float
+) -> dict[str, float | None] | None:
+    """{"gpu_hours", "kwh", "dollars"}; None for what is not known."""
+    if time is None:
+        return None
+    hours = time["seconds"] / HOUR * gpus
+    kwh = hours * accelerator.watts / 1000 * pue if accelerator else None
+    return {"gpu_hours": hours, "kwh": kwh, "dollars": None if price is None else hours * price}
+
+
+def _memory_notes(target: Target, layout: Layout) -> list[str]:
+    ranks = " of one process and of two" if layout.gpus > 1 else ""
+    notes = [f"memory: what tensors hold, by formulas that were compared with runs{ranks} on a CPU (docs/scaling.md)"]
+    if target.on_gpu:
+        notes.append(f"assumed: the same formulas on a GPU, and that {GPU_USABLE:.0%} of its memory can hold tensors")
+    else:
+        notes.append(
+            "memory: glibc keeps freed blocks, so that a process may grow to twice as much; "
+            f"the plan counts on {CPU_USABLE:.0%} of this machine's"
+        )
+    if target.accelerator is not None:
+        notes.append(f"assumed: {target.accelerator.watts:.0f} W a GPU throughout, the most that its board takes")
+    return notes

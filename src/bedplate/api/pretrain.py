@@ -52,7 +52,7 @@ def pretrain(
     """
     resolved = read_recipe(recipe, overrides)
     if dry_run:
-        return plan(resolved)
+        return plan(resolved, measure=False)
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
     return Pretraining(resolved, resume, shlex.join(["bedplate", "pretrain", str(name), *overrides])).run()
 

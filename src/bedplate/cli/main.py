@@ -19,6 +19,8 @@ from bedplate.cli import (
     finetune,
     generate,
     info,
+    launch,
+    plan,
     predict,
     prepare,
     pretrain,
@@ -75,7 +77,9 @@ def _root(
 # In the order of a user's path, which is the order of `--help`.
 for _name, _verb in {
     "quickstart": quickstart,
+    "plan": plan,
     "pretrain": pretrain,
+    "launch": launch,
     "finetune": finetune,
     "transfer": transfer,
     "predict": predict,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from bedplate.cli.output import Json, is_main, print_json
+from bedplate.cli.plan import print_plan
 
 
 def command(
@@ -28,7 +29,8 @@ def command(
     if json:
         print_json(result)
     elif dry_run:
-        _print_plan(result)
+        print_recipe(result["recipe"])
+        print_plan(result)
     else:
         print_result(result)
 
@@ -40,13 +42,8 @@ def print_result(result: dict[str, Any]) -> None:
     print(f"Model: {result['model']}\nReport: {result['out']}/report.html")
 
 
-def _print_plan(plan: dict[str, Any]) -> None:
+def print_recipe(recipe: dict[str, Any]) -> None:
+    """A resolved recipe as YAML."""
     import yaml
 
-    print(yaml.safe_dump(plan["recipe"], sort_keys=False, allow_unicode=True).rstrip())
-    print(f"\nHardware          {plan['hardware']}")
-    print(f"Parameters        {plan['parameters']:,}")
-    print(f"Tokens            {plan['tokens']:,} ({plan['tokens_per_step']:,} a step)")
-    print(f"FLOPs             {plan['flops']:.3g}")
-    for part, size in plan["memory"].items():
-        print(f"Memory            {size / 1e6:>10,.0f} MB {part}")
+    print(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))

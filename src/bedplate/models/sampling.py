@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Generator
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from bedplate.errors import InputError
+from bedplate.models.decoder import borrowed_decoder, decodable
 from bedplate.models.gpt import GPT
 from bedplate.nn.cache import Cache
 
 GREEDY = 1e-5  # temperatures below it are taken as 0: logits divided by them would overflow
+AHEAD = 16  # tokens that a GPU decodes before the host looks at them, where nobody waits for each
 
 
 def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
@@ -95,6 +98,11 @@ class Sampler:
             self.generators.append(random.Random(None if seed is None else seed + repeats[prompt]))
             repeats[prompt] += 1
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the choice is the largest logit alone."""
+        return self.temperature < GREEDY and self.penalty == 1
+
     def __call__(self, logits: Tensor) -> Tensor:
         """Token ids `(B, 1)` for logits `(B, V)`."""
         if self.penalty != 1:
@@ -143,6 +151,35 @@ def _prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tenso
     return hidden[torch.arange(len(prompts), device=device), pos[:, 0] - 1], pos
 
 
+def _columns(module: GPT, prompts: list[list[int]], steps: int, choose: Sampler, ahead: int) -> Generator[list[int]]:
+    """The next token of every row, `steps` times.
+
+    A row that has ended is decoded on beside the others. `ahead` tokens are decoded before any is looked at.
+    """
+    fast, longest, context = decodable(module), max(map(len, prompts)), module.config.max_position_embeddings
+    cache = module.trunk.make_cache(len(prompts), longest if fast else longest + steps)
+    hidden, pos = _prefill(module, prompts, cache)
+    chosen = choose(module.head(hidden))
+    yield chosen.flatten().tolist()
+    left = steps - 1
+    if not fast:
+        for _ in range(left):
+            hidden = module.hidden(chosen, pos=pos, cache=cache)[:, -1]
+            if pos is not None:
+                pos = (pos + 1).clamp(max=context - 1)  # learned positions have no more, and an ended row may be there
+            chosen = choose(module.head(hidden))
+            yield chosen.flatten().tolist()
+        return
+    with borrowed_decoder(module, len(prompts), longest + steps) as decoder:
+        decoder.start(cache, pos)
+        del cache
+        while left:
+            n = min(ahead, left)
+            chosen = choose(decoder.step(chosen)) if n == 1 else decoder.greedy(chosen[:, -1:], n)
+            yield from chosen.t().tolist()
+            left -= n
+
+
 @torch.inference_mode()
 def generate(
     module: GPT,
@@ -183,23 +220,19 @@ def generate(
     if not prompts:
         return []
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
-    cache = module.trunk.make_cache(len(prompts), max(map(len, prompts)) + max(limits))
+    unwatched = on_token is None and choose.greedy and module.embed.weight.is_cuda
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    hidden, pos = _prefill(module, prompts, cache)
-    while True:
-        chosen = choose(module.head(hidden))
-        for row, token in enumerate(chosen.flatten().tolist()):
-            if row not in running:
-                continue  # a row that has ended is decoded on beside the others, unrecorded
-            if token in stop_ids:
-                running.remove(row)
-                continue
-            rows[row].append(token)
-            if (on_token is not None and on_token(row, token)) or len(rows[row]) == limits[row]:
-                running.remove(row)
-        if not running:
-            return rows
-        hidden = module.hidden(chosen, pos=pos, cache=cache)[:, -1]
-        if pos is not None:
-            pos = (pos + 1).clamp(max=context - 1)  # learned positions have no more, and an ended row may be there
+    with closing(_columns(module, prompts, max(limits), choose, AHEAD if unwatched else 1)) as columns:
+        for column in columns:
+            for row in sorted(running):
+                token = column[row]
+                if token in stop_ids:
+                    running.remove(row)
+                    continue
+                rows[row].append(token)
+                if (on_token is not None and on_token(row, token)) or len(rows[row]) == limits[row]:
+                    running.remove(row)
+            if not running:
+                break
+    return rows

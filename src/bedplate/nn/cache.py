@@ -66,4 +66,10 @@ class Cache:
         start = self.length - k.shape[2]
         keys[:, :, start : self.length] = k
         values[:, :, start : self.length] = v
+        return self.held(layer)
+
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, H, length, Dh)` of a layer that was written to."""
+        keys, values = self._keys[layer], self._values[layer]
+        assert keys is not None and values is not None
         return keys[:, :, : self.length], values[:, :, : self.length]
