@@ -125,7 +125,10 @@ class Pretraining(Run[Recipe]):
         return Trainer(
             recipe,
             task,
-            Data(partial(prefetch, loader), None if val is None else val.__iter__),
+            Data(
+                partial(prefetch, loader, pin=self.hardware.device.type == "cuda"),
+                None if val is None else val.__iter__,
+            ),
             self.hardware,
             self.out,
             self.save_model,

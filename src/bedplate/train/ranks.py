@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from bedplate.errors import InputError, RankError
 from bedplate.recipe.schema import ParallelRecipe
@@ -141,9 +143,9 @@ class Ranks:
 
 def _connect(backend: str, timeout: float) -> None:
     """Join the processes that torchrun started."""
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     # torchrun keeps one store over restarts (2.13), in which the addresses of the dead would be found again.
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # The watchdog speaks first: a group that gives up sooner could only say that some transfer failed.
     longest = timedelta(seconds=2 * timeout + 60)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=longest)
