@@ -116,6 +116,14 @@ class Ranks:
         dist.broadcast_object_list(values, 0, self._control)
         return values[0]
 
+    def interleave(self, values: list[T]) -> list[T]:
+        """All ranks' values: the first of each data rank in their order, then the second of each, and so on."""
+        if self._control is None:
+            return values
+        lists: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, values, self._control)
+        return [value for nth in zip(*lists[:: self.tensor], strict=True) for value in nth]
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Do the work on the main rank while the others wait; all get its result, or its InputError."""
         value, error = None, None
