@@ -1,8 +1,14 @@
-"""Time to loss on the CPU: bedplate's default recipe against transformers' GPT-2 with AdamW and a cosine schedule.
+"""Time to loss: bedplate's default recipe against transformers' GPT-2 with AdamW and a cosine schedule.
 
     python benchmarks/time_to_loss.py --data TEXT [--minutes 15] [--share 0.45] [--threads 2]
 
-Both see the same text, the same byte-level BPE, the same rows of 256 tokens, and are judged by the same function on the
+On a GPU, on books with a held-out file of their own:
+
+    python benchmarks/time_to_loss.py --data train.tar.xz --val-data val.tar.xz --device cuda --compile --length 1024 \\
+        --batch-size 32 --hidden-size 512 --layers 8 --heads 8 --vocab-size 16384 --minutes 1 --share 0.33 \\
+        --ours train.batch_size=32 --ours model.dropout=0.1
+
+Both see the same text, the same byte-level BPE, the same rows of tokens, and are judged by the same function on the
 same held-out rows, in the same precision, one after the other in one run. The peer has the same hidden size, depth and
 heads (its MLP of 4 D has about as many weights as ours of 8/3 D gated). Its learning rate is tuned over three values,
 each given the full time; its number of steps is set from its own measured speed, so that its cosine ends with its time.
@@ -29,13 +35,13 @@ from bedplate.api.tokenizer import tokenizer as train_tokenizer
 from bedplate.data.loader import EvalLoader, TextLoader
 from bedplate.data.text import prepare
 from bedplate.data.tokenizer import load_tokenizer
+from bedplate.recipe import read_recipe
 from bedplate.recipe.schema import TrainRecipe
 from bedplate.tasks.language import Language
 from bedplate.train.hardware import choose_hardware
 from bedplate.train.log import read_rows
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gpt-mini.yaml"
-LENGTH = 256
 WARMUP = 0.05
 
 
@@ -48,11 +54,12 @@ class PeerLanguage(Language):
 
 
 class _HiddenOf(torch.nn.Module):
-    """transformers' GPT-2 behind the three names that `Language.evaluate` uses."""
+    """transformers' GPT-2 behind the names that `Language.evaluate` uses."""
 
     def __init__(self, peer: Any) -> None:
         super().__init__()
         self.peer, self.head, self.config = peer, peer.lm_head, peer.config
+        self.embed = peer.transformer.wte
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         return self.peer.transformer(ids).last_hidden_state
@@ -63,7 +70,7 @@ def train_peer(args: argparse.Namespace, text: Any, tokenizer: Any, rate: float,
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=tokenizer.get_vocab_size(),
-        n_positions=LENGTH,
+        n_positions=args.length,
         n_embd=args.hidden_size,
         n_layer=args.layers,
         n_head=args.heads,
@@ -71,18 +78,19 @@ def train_peer(args: argparse.Namespace, text: Any, tokenizer: Any, rate: float,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    model = transformers.GPT2LMHeadModel(config).train()
+    model = transformers.GPT2LMHeadModel(config).to(hardware.device).train()
+    called = torch.compile(model) if args.compile else model
     parameters = sum(p.numel() for p in model.parameters())
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
-    loader = TextLoader([text.train], None, LENGTH, args.batch_size, 0, False)
+    loader = TextLoader([text.train], None, args.length, args.batch_size, 0, False)
 
     def step(number: int) -> None:
-        ids = loader.batch(number)
+        ids = {key: value.to(hardware.device, non_blocking=True) for key, value in loader.batch(number).items()}
         with hardware.autocast():
-            logits = model(ids["ids"]).logits
+            logits = called(ids["ids"]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids["targets"].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,12 +98,14 @@ def train_peer(args: argparse.Namespace, text: Any, tokenizer: Any, rate: float,
         optimizer.zero_grad()
 
     start_state = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step(0)
+    for number in range(3):  # compilation is among them
+        step(number)
+    wait(hardware)
     began = time.perf_counter()
     for number in range(5):
         step(number)
-    budget = 60 * args.minutes
-    steps = int(budget / ((time.perf_counter() - began) / 5))
+    wait(hardware)
+    steps = int(60 * args.minutes / ((time.perf_counter() - began) / 5))
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(start_state[name])
@@ -114,10 +124,11 @@ def train_peer(args: argparse.Namespace, text: Any, tokenizer: Any, rate: float,
     for number in range(steps):
         step(number)
         scheduler.step()
+    wait(hardware)
     seconds = time.perf_counter() - began
     model.eval()
     value = evaluate(PeerLanguage(model, tokenizer), text, args, hardware)
-    tokens = steps * args.batch_size * LENGTH
+    tokens = steps * args.batch_size * args.length
     print(f"peer  lr {rate:<7g} {value:.4f} bits/byte  {seconds:6.0f} s  {tokens / seconds:,.0f} tokens/s", flush=True)
     return {
         "learning_rate": rate,
@@ -129,14 +140,20 @@ def train_peer(args: argparse.Namespace, text: Any, tokenizer: Any, rate: float,
     }
 
 
+def wait(hardware: Any) -> None:
+    if hardware.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def evaluate(task: Language, text: Any, args: argparse.Namespace, hardware: Any) -> float:
     with hardware.autocast(), torch.no_grad():
-        return task.evaluate(EvalLoader(text.val, LENGTH, 8, args.eval_batches))["bits_per_byte"]["value"]
+        return task.evaluate(EvalLoader(text.val, args.length, 8, args.eval_batches))["bits_per_byte"]["value"]
 
 
 def train_ours(args: argparse.Namespace, folder: Path, seconds: float) -> dict[str, float]:
     """bedplate's recipe, its number of steps set to last `seconds`."""
     recipe = yaml.safe_load(RECIPE.read_text("utf-8"))
+    batch_size = read_recipe(recipe, [f"out={folder}", "data.path=text", *args.ours]).train.batch_size
 
     def run(name: str, steps: int) -> dict[str, float]:
         overrides = [
@@ -148,23 +165,29 @@ def train_ours(args: argparse.Namespace, folder: Path, seconds: float) -> dict[s
             f"model.hidden_size={args.hidden_size}",
             f"model.num_hidden_layers={args.layers}",
             f"model.num_attention_heads={args.heads}",
-            f"train.sequence_length={LENGTH}",
+            f"train.sequence_length={args.length}",
+            f"train.device={args.device}",
+            f"train.compile={str(args.compile).lower()}",
             f"train.steps={steps}",
             f"train.precision={args.precision}",
             f"train.threads={args.threads}",
             "evaluate.every=1000000",
-            f"evaluate.batches={args.eval_batches * 8 // recipe['train']['batch_size']}",
+            f"evaluate.batches={max(1, args.eval_batches * 8 // batch_size)}",
             "evaluate.sample_tokens=0",
             "checkpoint.every=1000000",
+            *([f"data.val_path={args.val_data}"] if args.val_data else []),
+            *args.ours,
         ]
         result = pretrain(recipe, *overrides)
         rows = [row for row in read_rows(folder / name / "metrics.jsonl") if "seconds" in row]
         took = sum(row["seconds"] for row in rows)
+        if args.compile:  # which is in the first row
+            took = sum(row["seconds"] for row in rows[1:]) * steps / (steps - rows[0]["step"])
         return {
             "bits_per_byte": result["metrics"]["bits_per_byte"]["value"],
             "seconds": took,
             "steps": steps,
-            "tokens": steps * recipe["train"]["batch_size"] * LENGTH,
+            "tokens": steps * batch_size * args.length,
             "parameters": result["parameters"],
         }
 
@@ -179,6 +202,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="text: a file, folder, glob or archive")
     parser.add_argument("--column", default="text")
+    parser.add_argument("--val-data", help="held-out text of its own")
+    parser.add_argument("--length", type=int, default=256, help="tokens a row")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile both sides; not counted")
+    parser.add_argument("--ours", action="append", default=[], metavar="KEY=VALUE", help="changes to our recipe")
     parser.add_argument("--minutes", type=float, default=15, help="training time of each of the peer's runs")
     parser.add_argument("--share", type=float, default=0.45, help="our training time as a share of the peer's")
     parser.add_argument("--rates", default="5e-4,1e-3,2e-3", help="the peer's learning rates")
@@ -192,13 +220,15 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp32"])
     parser.add_argument("--json", help="write the figures to this file")
     args = parser.parse_args()
-    hardware = choose_hardware(TrainRecipe(steps=1, threads=args.threads, precision=args.precision))
+    hardware = choose_hardware(TrainRecipe(steps=1, threads=args.threads, precision=args.precision, device=args.device))
     print(f"{hardware}; torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         train_tokenizer(args.data, folder / "tokenizer", vocab_size=args.vocab_size, column=args.column)
         tokenizer = load_tokenizer(folder / "tokenizer")
-        text = prepare(args.data, tokenizer, column=args.column, cache_dir=folder / "cache" / "text")
+        text = prepare(
+            args.data, tokenizer, column=args.column, val_path=args.val_data, cache_dir=folder / "cache" / "text"
+        )
         peers = [train_peer(args, text, tokenizer, float(rate), hardware) for rate in args.rates.split(",")]
         best = min(peers, key=lambda peer: peer["bits_per_byte"])
         ours = train_ours(args, folder, args.share * best["seconds"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.nn.heads import IGNORE, cross_entropy_by_token, linear_cross_entropy
+from bedplate.nn.heads import IGNORE, Kernel, cross_entropy_by_token, fusible, in_buffers, linear_cross_entropy
 
 
 def inputs(shape: tuple[int, ...] = (2, 11), ignored: float = 0.3) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,9 +27,10 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 3, 22, 512])
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.1])
 @pytest.mark.parametrize("scale", [1.0, 0.37])
-def test_value_and_gradients(rows: int, ignored: float, scale: float) -> None:
+@pytest.mark.parametrize("kernel", [in_buffers, fusible])
+def test_value_and_gradients(rows: int, ignored: float, scale: float, kernel: Kernel) -> None:
     hidden, weight, targets = inputs(ignored=ignored)
-    total, count = linear_cross_entropy(hidden, weight, targets, rows)
+    total, count = linear_cross_entropy(hidden, weight, targets, rows, kernel)
     expected = plain(hidden, weight, targets)
     assert count == (targets != IGNORE).sum()
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)

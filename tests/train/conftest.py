@@ -1,8 +1,12 @@
 """A task that fits a line: the loop knows no more of it than of language."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -92,3 +96,20 @@ def make_trainer(tmp_path: Path) -> MakeTrainer:
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the machine can multiply is not asked again for each of many short runs."""
     monkeypatch.setattr("bedplate.train.loop.matmul_ceiling", lambda hardware: 1e10)
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`torchrun(ranks, {name: job})`: jobs of `under_torchrun.py`, each in `tmp_path/NAME`, one after the other."""
+
+    def run(ranks: int, jobs: dict[str, dict[str, Any]]) -> "subprocess.CompletedProcess[str]":
+        for name, job in jobs.items():
+            job = {"overrides": [f"out={tmp_path / name}"], "resume": False, "stop_at": None, "hang_at": None} | job
+            (tmp_path / f"{name}.json").write_text(json.dumps(job), "utf-8")
+        script = str(Path(__file__).parent / "under_torchrun.py")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        command += [script, str(tmp_path), *jobs]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+    return run

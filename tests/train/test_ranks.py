@@ -1,6 +1,5 @@
-"""Many ranks are one run: the same losses as a process of its own, the same checkpoints, and the same end after faults."""
+"""Many ranks are one run: the losses of a process of its own, the same checkpoints, the same end after faults."""
 
-import json
 import os
 import random
 import subprocess
@@ -21,21 +20,9 @@ from bedplate.recipe import Recipe, write_recipe
 from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 
+Torchrun = Callable[..., "subprocess.CompletedProcess[str]"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-SCRIPT = str(Path(__file__).parent / "under_torchrun.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-def launch(ranks: int, folder: Path, jobs: dict[str, dict[str, Any]]) -> "subprocess.CompletedProcess[str]":
-    """Run jobs under torchrun, one after the other in the same processes; each writes into `folder/NAME`."""
-    for name, job in jobs.items():
-        job = {"overrides": [], "resume": False, "stop_at": None, "hang_at": None} | job
-        job["overrides"] = [f"out={folder / name}", *job["overrides"]]
-        (folder / f"{name}.json").write_text(json.dumps(job), "utf-8")
-    command = [*TORCHRUN, str(ranks), SCRIPT, str(folder), *jobs]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
 
 
 def curve(run: Path, key: str = "loss") -> list[float]:
@@ -76,7 +63,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Any) -> Path:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_losses_are_those_of_one_process(tmp_path: Path, tiny_recipe: Any, alone: Path, ranks: int) -> None:
+def test_the_losses_are_those_of_one_process(
+    torchrun: Torchrun, tmp_path: Path, tiny_recipe: Any, alone: Path, ranks: int
+) -> None:
     jobs, model_of = {}, {}
     for way, (needed, options) in WAYS.items():
         models = list(MODELS) if way in FULLY else ["qwen3-muon"]
@@ -84,7 +73,7 @@ def test_the_losses_are_those_of_one_process(tmp_path: Path, tiny_recipe: Any, a
             name = f"{way}, {model}".replace(" ", "-")
             recipe = tiny_recipe(tmp_path / name, *TRAINING, *MODELS[model], *options)
             jobs[name], model_of[name] = {"recipe": recipe.model_dump(mode="json")}, model
-    done = launch(ranks, tmp_path, jobs)
+    done = torchrun(ranks, jobs)
     assert done.returncode == 0, done.stderr
     for name, model in model_of.items():
         tolerance = {"rtol": 0.0, "atol": 1e-5 if "adamw" in model else 1e-3}
@@ -102,7 +91,9 @@ ELASTIC = ("train.steps=12", "log.every=1", "evaluate.every=6", "checkpoint.ever
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_run_of_2_ranks_goes_on_with_1_and_with_3(tmp_path: Path, tiny_recipe: Any, optimizer: str) -> None:
+def test_a_run_of_2_ranks_goes_on_with_1_and_with_3(
+    torchrun: Torchrun, tmp_path: Path, tiny_recipe: Any, optimizer: str
+) -> None:
     def recipe(name: str, *options: str) -> dict[str, Any]:
         made: Recipe = tiny_recipe(tmp_path / name, *ELASTIC, f"optimizer.name={optimizer}", "train.ema=0.9", *options)
         return made.model_dump(mode="json")
@@ -110,11 +101,11 @@ def test_a_run_of_2_ranks_goes_on_with_1_and_with_3(tmp_path: Path, tiny_recipe:
     bedplate.pretrain(recipe("straight"))
     # Stopped in step 5; its checkpoint is gone on with by one process, then by three of another layout.
     sharded = {name: {"recipe": recipe(name, *SHARD), "stop_at": 5} for name in ("one", "three")}
-    done = launch(2, tmp_path, sharded)
+    done = torchrun(2, sharded)
     assert done.returncode == 0, done.stderr
     assert Checkpoints(tmp_path / "one" / "checkpoints", 1).steps() == [5]
     bedplate.pretrain(recipe("one"), resume=True)
-    done = launch(3, tmp_path, {"three": {"recipe": recipe("three", "parallel.shard=3"), "resume": True}})
+    done = torchrun(3, {"three": {"recipe": recipe("three", "parallel.shard=3"), "resume": True}})
     assert done.returncode == 0, done.stderr
     for name in ("one", "three"):
         assert torch.tensor(curve(tmp_path / name)).allclose(torch.tensor(curve(tmp_path / "straight")), atol=1e-4)
@@ -133,13 +124,13 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 @pytest.mark.parametrize(("kills", "seed"), [(2, 0), pytest.param(10, 1, marks=pytest.mark.slow)])
 def test_killing_ranks_at_random_moments_changes_nothing(
-    tmp_path: Path, tiny_recipe: Any, kills: int, seed: int
+    torchrun: Torchrun, tmp_path: Path, tiny_recipe: Any, kills: int, seed: int
 ) -> None:
     """Every step is saved, so that moments fall into steps, into checkpoints and between them."""
     options = (*SHARD, f"train.steps={25 * kills}", "log.every=1", "checkpoint.every=1", "evaluate.every=25")
     recipe = tiny_recipe(tmp_path / "killed", *options)
     straight = {"straight": {"recipe": tiny_recipe(tmp_path, *options).model_dump(mode="json")}}
-    done = launch(2, tmp_path, straight)
+    done = torchrun(2, straight)
     assert done.returncode == 0, done.stderr
     write_recipe(recipe, tmp_path / "recipe.yaml")
     command = [*TORCHRUN, "2", "--max-restarts", str(kills), "--monitor-interval", "0.1"]
@@ -165,10 +156,10 @@ def test_killing_ranks_at_random_moments_changes_nothing(
     assert not [*recipe.out.rglob(".*")]
 
 
-def test_a_hanging_rank_ends_the_run_with_a_message(tmp_path: Path, tiny_recipe: Any) -> None:
+def test_a_hanging_rank_ends_the_run_with_a_message(torchrun: Torchrun, tmp_path: Path, tiny_recipe: Any) -> None:
     recipe = tiny_recipe(tmp_path, "parallel.timeout=4", "checkpoint.every=2", "train.steps=9").model_dump(mode="json")
     began = time.monotonic()
-    done = launch(2, tmp_path, {"hung": {"recipe": recipe, "hang_at": 4}})
+    done = torchrun(2, {"hung": {"recipe": recipe, "hang_at": 4}})
     assert done.returncode != 0 and time.monotonic() - began < 60
     message = (
         r"Error: rank {}: nothing was finished for 4 s (parallel.timeout): a rank hangs or has died. It was in step 4."

@@ -50,7 +50,9 @@ class ChatRun(FinetuneRun):
         batch_size = self.recipe.train.batch_size
         loader = PackedLoader(self.examples["train"], self.length, batch_size, self.recipe.seed)
         val = PackedEvalLoader(self.examples["val"], self.length, batch_size) if "val" in self.examples else None
-        data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
+        data = Data(
+            partial(prefetch, loader, pin=self.hardware.device.type == "cuda"), None if val is None else val.__iter__
+        )
         return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
 
     def best_metric(self) -> tuple[str, str]:

@@ -90,7 +90,9 @@ class ClassifyRun(FinetuneRun):
     def trainer(self, log: RunLog) -> Trainer:
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
         val = SortedEvalLoader(self.rows["val"]) if "val" in self.rows else None
-        data = Data(partial(prefetch, loader), None if val is None else val.__iter__)
+        data = Data(
+            partial(prefetch, loader, pin=self.hardware.device.type == "cuda"), None if val is None else val.__iter__
+        )
         return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
 
     def best_metric(self) -> tuple[str, str]:

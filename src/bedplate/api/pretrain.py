@@ -114,18 +114,22 @@ class Pretraining(Run[Recipe]):
             recipe.evaluate.sample_tokens,
             document_weight=weight,
             token_statistics=statistics,
+            collect=self.ranks.interleave,
         )
         held_out = self.data[0].val
         val = None
         if held_out is not None:
-            rows, batches = train.micro_batch_size or train.batch_size, recipe.evaluate.batches
-            if batches is not None:
-                batches = batches * train.batch_size // rows
-            val = EvalLoader(held_out, train.sequence_length, rows, batches, recipe.data.isolate_documents)
+            rows = train.micro_batch_size or train.batch_size // self.ranks.data_size
+            batches = recipe.evaluate.batches and recipe.evaluate.batches * train.batch_size // rows
+            isolate = recipe.data.isolate_documents
+            val = EvalLoader(held_out, train.sequence_length, rows, batches, isolate, *shares)
         return Trainer(
             recipe,
             task,
-            Data(partial(prefetch, loader), None if val is None else val.__iter__),
+            Data(
+                partial(prefetch, loader, pin=self.hardware.device.type == "cuda"),
+                None if val is None else val.__iter__,
+            ),
             self.hardware,
             self.out,
             self.save_model,

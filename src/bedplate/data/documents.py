@@ -27,7 +27,7 @@ class DocumentLoader:
         loader: Gives this rank's rows (B, T).
         streams: Where documents are drawn from.
         batch_size: Rows of the global batch (all ranks together).
-        documents: Documents of the global batch, a multiple of its rows, so that micro-batches have their share of them.
+        documents: Documents of the global batch, a multiple of its rows, so that micro-batches share them.
         seed: Chooses documents and parts.
         rank, world_size: This process among all; it gets the documents of its rows.
     """

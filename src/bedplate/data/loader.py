@@ -137,6 +137,8 @@ class EvalLoader:
         batch_size: Rows of a batch.
         max_batches: Stop after so many batches; None for all.
         isolate_documents: As for `TextLoader`.
+        rank, world_size: This process among all (W). It gets batches rank, rank + W, ...; where they run out, one
+            without targets, so that every rank has as many.
 
     Raises:
         InputError: A stream of fewer than two tokens.
@@ -149,6 +151,8 @@ class EvalLoader:
         batch_size: int,
         max_batches: int | None = None,
         isolate_documents: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if len(stream) < 2:
             raise InputError(f"the evaluation text has {len(stream)} tokens, but 2 are needed; give more text")
@@ -157,14 +161,19 @@ class EvalLoader:
         self._starts = range(0, len(stream) - 1, sequence_length)
         batches = -(-len(self._starts) // batch_size)
         self._batches = batches if max_batches is None else min(batches, max_batches)
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Count the batches."""
-        return self._batches
+        """Count the batches of this rank."""
+        return -(-self._batches // self._world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(len(self)):
-            yield self.batch(step)
+        for step in range(self._rank, len(self) * self._world_size, self._world_size):
+            if step < self._batches:
+                yield self.batch(step)
+            else:
+                last = self.batch(self._batches - 1)
+                yield last | {"targets": torch.full_like(last["targets"], IGNORE)}
 
     def batch(self, step: int) -> Batch:
         """Return the batch at a place in the order."""
@@ -176,17 +185,23 @@ class EvalLoader:
         return _collate(rows)
 
 
-def prefetch(loader: Loader, start_step: int, stop_step: int) -> Generator[Batch]:
+def prefetch(loader: Loader, start_step: int, stop_step: int, pin: bool = False) -> Generator[Batch]:
     """Yield the batches of steps [start_step, stop_step), made by a background thread that keeps two ready.
 
-    What the loader raises comes out here; closing the iterator ends the thread.
+    With `pin` they lie in page-locked memory, from which a GPU copies while it computes. What the loader raises comes
+    out here; closing the iterator ends the thread.
     """
+
+    def make(step: int) -> Batch:
+        batch = loader.batch(step)
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
+
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
         ready: deque[Future[Batch]] = deque()
         try:
             for step in range(start_step, stop_step):
                 while len(ready) <= AHEAD and step + len(ready) < stop_step:
-                    ready.append(pool.submit(loader.batch, step + len(ready)))
+                    ready.append(pool.submit(make, step + len(ready)))
                 yield ready.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)

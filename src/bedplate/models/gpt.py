@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bedplate.errors import InputError
 from bedplate.nn.cache import Cache
 from bedplate.nn.config import TrunkConfig
-from bedplate.nn.heads import linear_cross_entropy
+from bedplate.nn.heads import LinearCrossEntropy
 from bedplate.nn.presets import PRESETS, default_intermediate_size
 from bedplate.nn.span import Span
 from bedplate.nn.trunk import Trunk
@@ -155,6 +155,7 @@ class GPT(TextModel):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
         self.head = nn.Linear(config.trunk.hidden_size, config.vocab_size, bias=False)
+        self.cross_entropy = LinearCrossEntropy()
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -175,7 +176,7 @@ class GPT(TextModel):
 
     def loss(self, ids: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """(summed negative log-likelihood of `targets (B, N)` in nats, number counted); see `linear_cross_entropy`."""
-        return linear_cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
+        return self.cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
 
     def document_loss(self, given: Tensor, asked: Tensor, weight: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
         """(sum over documents of the mean nats by which `given` words predict those `asked` for, documents counted).

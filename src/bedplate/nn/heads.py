@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 IGNORE = -100  # targets of this value count neither in the loss nor in its weight
 
 
@@ -20,7 +22,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, grad_enabled: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, grad_enabled: bool, kernel: Kernel
+    ) -> Tensor:
         needs_grad = grad_enabled and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
@@ -29,23 +33,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
             low = torch.get_autocast_dtype(hidden.device.type)
         weight_low = weight.to(low)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # One buffer for all chunks: fresh memory costs the CPU more than what is computed in it.
+        buffer = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=low)
+        scores = buffer if low == torch.float32 else torch.empty_like(buffer, dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], rows):
                 part = slice(start, start + rows)
-                h, t = hidden[part].to(low), targets[part]
-                logits = (h @ weight_low.t()).float()
-                kept = t != IGNORE
-                index = t.clamp(min=0)[:, None]
-                top = logits.amax(1, keepdim=True)
-                right = logits.gather(1, index)
-                logits = logits.sub_(top).exp_()
-                norm = logits.sum(1, keepdim=True)
-                total += ((norm.log() + top - right).squeeze(1) * kept).sum()
+                h = hidden[part].to(low)
+                logits = torch.mm(h, weight_low.t(), out=buffer[: len(h)])
+                nats, grad_logits = kernel(logits, targets[part], scores[: len(h)])
+                total += nats
                 if grad_hidden is None or grad_weight is None:
                     continue
-                # d nll / d logits = softmax - one_hot, zero on ignored rows
-                logits.mul_(kept[:, None] / norm).scatter_add_(1, index, -kept[:, None].float())
-                grad_logits = logits.to(low)
                 grad_hidden[part] = grad_logits @ weight_low
                 if low == torch.float32:
                     grad_weight.addmm_(grad_logits.t(), h)
@@ -56,24 +55,69 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         (grad,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int = 512) -> tuple[Tensor, Tensor]:
+def in_buffers(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(summed negative log-likelihood in nats, its gradient) of logits `(R, V)`, which are overwritten with it.
+
+    The gradient is softmax - one_hot, and zero on ignored rows. `scores (R, V)` fp32 is room to compute in.
+    """
+    kept, index = targets != IGNORE, targets.clamp(min=0)[:, None]
+    scores.copy_(logits)
+    top = scores.amax(1, keepdim=True)
+    right = scores.gather(1, index)
+    norm = scores.sub_(top).exp_().sum(1, keepdim=True)
+    nats = ((norm.log() + top - right).squeeze(1) * kept).sum()
+    scores.mul_(kept[:, None] / norm).scatter_add_(1, index, -kept[:, None].float())
+    return nats, logits.copy_(scores)
+
+
+def fusible(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The same without writing in place: what a compiler makes two passes over the logits of."""
+    kept, index = (targets != IGNORE)[:, None], targets.clamp(min=0)[:, None]
+    x = logits.float()
+    top = x.amax(1, keepdim=True)
+    norm = (x - top).exp().sum(1, keepdim=True)
+    nats = ((norm.log() + top - x.gather(1, index)) * kept).sum()
+    right = torch.arange(x.shape[1], device=x.device) == index
+    return nats, (((x - top).exp() / norm - right.float()) * kept).to(logits.dtype)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: int | None = None, kernel: Kernel = in_buffers
+) -> tuple[Tensor, Tensor]:
     """(sum of negative log-likelihoods in nats, number of counted targets), both scalars.
 
     Args:
         hidden: `(..., D)` final hidden states.
         weight: `(V, D)` of the head.
         targets: `(...)` int64; `IGNORE` marks those that do not count.
-        rows: rows whose logits are held at one time.
+        rows: rows whose logits are held at one time (default: 512 on the CPU, for its caches, else 4,096).
+        kernel: `in_buffers`, or `fusible` compiled.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
-    total = _LinearCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled())
+    rows = rows or (512 if hidden.device.type == "cpu" else 4096)
+    total = _LinearCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled(), kernel)
     return total, (targets != IGNORE).sum()
+
+
+class LinearCrossEntropy(nn.Module):
+    """`linear_cross_entropy` as a module without weights, which can be compiled as blocks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel: Kernel = in_buffers
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Fuse what is done to a chunk's logits; the loop over chunks and its products stay as they are."""
+        self.kernel = torch.compile(fusible, *args, **kwargs)
+
+    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(hidden, weight, targets, kernel=self.kernel)
 
 
 def cross_entropy_by_token(logits: Tensor, targets: Tensor) -> Tensor:

@@ -259,6 +259,11 @@ class Recipe(RunRecipe):
         limit, length = self.model.max_position_embeddings, self.train.sequence_length
         if limit is not None and limit < length:
             raise ValueError(f"model.max_position_embeddings={limit} is shorter than train.sequence_length={length}")
+        tensor = self.parallel.tensor
+        if length % tensor:
+            raise ValueError(f"train.sequence_length={length} is not a multiple of parallel.tensor={tensor}")
+        if tensor > 1 and self.objective.document_weight:
+            raise ValueError("objective.document_weight is not shared by parallel.tensor ranks; leave one of them out")
         documents, rows = self.objective.document_batch, self.train.batch_size
         if self.objective.document_weight and documents % rows:
             raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -24,7 +25,8 @@ class Language:
     """Causal language modelling of text with a GPT.
 
     Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`; with the document
-    objective, `given` and `asked (B, K, W)` of `data.documents`, which needs `token_statistics (2, V)`.
+    objective, `given` and `asked (B, K, W)` of `data.documents`, which needs `token_statistics (2, V)`. Where ranks
+    share the held-out batches, `collect` makes of one rank's results those of all, in the order of the batches.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"bits_per_byte": "min", "loss": "min"}
@@ -39,8 +41,9 @@ class Language:
         stop_ids: Iterable[int] | None = None,
         document_weight: float = 0.0,
         token_statistics: Tensor | None = None,
+        collect: Callable[[list[Tensor]], list[Tensor]] = list,
     ) -> None:
-        self.module, self.tokenizer = module, tokenizer
+        self.module, self.tokenizer, self._collect = module, tokenizer, collect
         self.prompts, self.sample_tokens = list(prompts), sample_tokens
         self.encode_prompt = encode_prompt or (lambda prompt: tokenizer.encode(prompt).ids)
         self.stop_ids = stop_ids
@@ -69,14 +72,16 @@ class Language:
         module = self.module
         was_training = module.training
         module.eval()
-        rows: list[Tensor] = []
+        scores: list[Tensor] = []
         device = module.embed.weight.device
         for batch in batches:
             batch = {key: value.to(device) for key, value in batch.items()}
             hidden = module.hidden(batch["ids"], **_packing(batch))
-            rows += [self._score(h, t) for h, t in zip(hidden, batch["targets"], strict=True)]
+            rows = [self._score(h, t) for h, t in zip(hidden, batch["targets"], strict=True)]
+            scores.append(torch.stack(rows).cpu())
         module.train(was_training)
-        nats, counted, text_nats, text_bytes = torch.stack(rows).cpu().double().numpy().T
+        table = torch.cat(self._collect(scores)).double().numpy()
+        nats, counted, text_nats, text_bytes = table[table[:, 1] > 0].T  # without a target a row only filled a batch up
         if not text_bytes.sum():
             raise InputError("the text to evaluate on is shorter than two tokens; give more text")
         return {
@@ -96,6 +101,7 @@ class Language:
         if not self.sample_tokens or not self.prompts:
             return []
         end = end_of_text_id(self.tokenizer)
+        stop_ids = {end} if self.stop_ids is None else set(self.stop_ids)
         prompts = [self.encode_prompt(prompt) or [end] for prompt in self.prompts]
         was_training = self.module.training
         self.module.eval()
@@ -106,9 +112,10 @@ class Language:
             temperature=0.8,
             top_k=50,
             seed=seed,
-            stop_ids={end} if self.stop_ids is None else set(self.stop_ids),
         )
         self.module.train(was_training)
+        # Cut only now: ranks that share the weights must all take the same number of steps.
+        drawn = [list(takewhile(lambda token: token not in stop_ids, row)) for row in drawn]
         texts = self.tokenizer.decode_batch(drawn)
         return [{"prompt": prompt, "text": text} for prompt, text in zip(self.prompts, texts, strict=True)]
 

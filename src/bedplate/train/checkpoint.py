@@ -76,7 +76,8 @@ class Checkpoints:
         Raises:
             InputError: the disk is full, at this checkpoint or the one before; every earlier checkpoint is untouched.
         """
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
         step = checkpoint.step
         if self._pending is not None and self._pending[0] == step:
@@ -87,9 +88,9 @@ class Checkpoints:
             return
         self._ranks.on_main(self.clean)
         self._ranks.on_main(lambda: self._telling_full_disk(step, lambda: partial.mkdir(parents=True)))
-        writing = dcp.async_save(
+        writing: Any = async_save(
             {name: tensor.detach() for name, tensor in checkpoint.tensors().items()},
-            storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
+            storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
             process_group=self._ranks.saving,
             no_dist=self._ranks.size == 1,
         )
@@ -117,18 +118,20 @@ class Checkpoints:
         Raises:
             InputError: a file is damaged or missing, or the tensors are of another model; nothing is filled then.
         """
-        from torch.distributed import checkpoint as dcp
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         self.wait()
         path = self.path(self.steps()[-1] if step is None else step)
         state = _check_files(path)
-        reader = dcp.HuggingFaceStorageReader(str(path))
-        stored = {key: meta.size for key, meta in reader.read_metadata().state_dict_metadata.items()}
+        reader = HuggingFaceStorageReader(str(path))
+        found: dict[str, Any] = reader.read_metadata().state_dict_metadata
+        stored: dict[str, torch.Size] = {key: meta.size for key, meta in found.items()}
         if into is not None:
             kept = {key: size for key, size in stored.items() if not key.startswith("optimizer/")}
             _check_shapes(kept, into, path)
         tensors = {key: _target(key, size, into or {}) for key, size in stored.items()}
-        dcp.load(tensors, storage_reader=reader, process_group=self._ranks.saving, no_dist=self._ranks.size == 1)
+        load(tensors, storage_reader=reader, process_group=self._ranks.saving, no_dist=self._ranks.size == 1)
         parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
         for key, tensor in tensors.items():
             part, _, name = key.partition("/")

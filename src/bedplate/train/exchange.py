@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -80,7 +81,8 @@ def tensor_dim(parameter: Tensor) -> int | None:
     """The dimension that tensor parallelism splits, if any; its dimension of the mesh is the last one."""
     if not hasattr(parameter, "placements"):
         return None
-    names, placement = parameter.device_mesh.mesh_dim_names, parameter.placements[-1]
+    sharded: Any = parameter
+    names, placement = sharded.device_mesh.mesh_dim_names, sharded.placements[-1]
     return placement.dim if names[-1] == "tensor" and placement.is_shard() else None
 
 

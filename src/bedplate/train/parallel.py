@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from bedplate.nn.heads import LinearCrossEntropy
 from bedplate.recipe.schema import LoopRecipe, ParallelRecipe
+from bedplate.tasks import Batch
 from bedplate.train.exchange import Exchange, local, tensor_dim
 from bedplate.train.hardware import Hardware
 from bedplate.train.ranks import Ranks
@@ -51,7 +53,7 @@ class Parallel:
         self.replicas = ranks.size // (recipe.shard * recipe.tensor)
         self.is_sharded = recipe.shard * recipe.tensor > 1
         self._root: nn.Module | None = None
-        self._batch: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+        self._batch: Callable[[Batch], Batch] = dict
 
     @property
     def exchange(self) -> Exchange | None:
@@ -82,9 +84,9 @@ class Parallel:
         try:
             return self._root(work, *args)
         finally:
-            self._root.reshard()  # what no backward pass does here; the next step's weights would not be gathered
+            self._root.reshard()  # type: ignore[operator]  # what no backward pass does here; the next step's weights would not be gathered
 
-    def learn(self, loss: Callable[..., Any], batch: dict[str, Tensor], last: bool) -> Any:
+    def learn(self, loss: Callable[..., Any], batch: Batch, last: bool) -> Any:
         """The task's loss, whose gradients ranks share after the `last` micro-batch of a step."""
         if self._root is None:
             return loss(batch)
@@ -117,6 +119,7 @@ class Parallel:
                 split_block(block, mesh["tensor"])
             wrap_block(block, self.loop)
             fully_shard(block, mesh=dp, mp_policy=in_blocks)
+        wrap_losses(module, self.loop)
         root = Root(module)
         if self.tensor > 1:
             root.around = partial(as_local, split_ends(module, mesh["tensor"]))
@@ -169,9 +172,10 @@ def _gathered(tensor: Any) -> Tensor:
 
 
 def wrap(module: nn.Module, recipe: LoopRecipe) -> None:
-    """What is put around each block of a module on a process of its own."""
+    """What is put around a module's blocks and losses on a process of its own."""
     for block in blocks(module):
         wrap_block(block, recipe)
+    wrap_losses(module, recipe)
 
 
 def wrap_block(block: nn.Module, recipe: LoopRecipe) -> None:
@@ -179,6 +183,12 @@ def wrap_block(block: nn.Module, recipe: LoopRecipe) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if recipe.compile:
         block.compile()
+
+
+def wrap_losses(module: nn.Module, recipe: LoopRecipe) -> None:
+    for loss in module.modules():
+        if recipe.compile and isinstance(loss, LinearCrossEntropy):
+            loss.compile()
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

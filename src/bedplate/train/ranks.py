@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from bedplate.errors import InputError, RankError
 from bedplate.recipe.schema import ParallelRecipe
@@ -114,6 +116,14 @@ class Ranks:
         dist.broadcast_object_list(values, 0, self._control)
         return values[0]
 
+    def interleave(self, values: list[T]) -> list[T]:
+        """All ranks' values: the first of each data rank in their order, then the second of each, and so on."""
+        if self._control is None:
+            return values
+        lists: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(lists, values, self._control)
+        return [value for nth in zip(*lists[:: self.tensor], strict=True) for value in nth]
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Do the work on the main rank while the others wait; all get its result, or its InputError."""
         value, error = None, None
@@ -141,9 +151,9 @@ class Ranks:
 
 def _connect(backend: str, timeout: float) -> None:
     """Join the processes that torchrun started."""
-    store, rank, size = next(dist.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     # torchrun keeps one store over restarts (2.13), in which the addresses of the dead would be found again.
-    attempt = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # The watchdog speaks first: a group that gives up sooner could only say that some transfer failed.
     longest = timedelta(seconds=2 * timeout + 60)
     dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=longest)

@@ -24,6 +24,9 @@ from torch.distributed.tensor.parallel import (
 )
 
 from bedplate.errors import InputError
+from bedplate.models.gpt import GPT
+from bedplate.nn.block import Block
+from bedplate.tasks import Batch
 
 Spot = tuple[nn.Module, str, Placement]  # a module, the name of its parameter, what its local gradient is
 
@@ -34,6 +37,7 @@ def split_block(block: nn.Module, mesh: DeviceMesh) -> None:
     Raises:
         InputError: heads or the MLP's width cannot be shared equally.
     """
+    assert isinstance(block, Block)
     attn, mlp, ranks = block.attn, block.mlp, mesh.size()
     heads = {name: getattr(attn, f"{letter}_proj").out_features // attn.head_dim for name, letter in HEADS.items()}
     for name, size in {**heads, "intermediate_size": mlp.up_proj.out_features}.items():
@@ -62,6 +66,7 @@ def split_ends(module: nn.Module, mesh: DeviceMesh) -> list[Spot]:
     Returns:
         the parameters that `as_local` has to make plain tensors while the module runs.
     """
+    assert isinstance(module, GPT), "other models have other ends"
     tied = module.head.weight is module.embed.weight
     _localize(module.trunk.norm, mesh, Partial())
     module.trunk.norm.register_forward_pre_hook(partial(_own_tokens, mesh))
@@ -74,9 +79,9 @@ def split_ends(module: nn.Module, mesh: DeviceMesh) -> list[Spot]:
     return [(getattr(module, name), "weight", placement) for name, placement in there.items()]
 
 
-def own_targets(mesh: DeviceMesh, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def own_targets(mesh: DeviceMesh, batch: Batch) -> Batch:
     """The batch with the targets of this rank's tokens, which are those that `_own_tokens` takes to the head."""
-    return batch | {"targets": batch["targets"].chunk(mesh.size(), dim=1)[mesh.get_local_rank()]}
+    return {**batch, "targets": batch["targets"].chunk(mesh.size(), dim=1)[mesh.get_local_rank()]}
 
 
 @contextmanager
@@ -86,8 +91,7 @@ def as_local(spots: list[Spot]) -> Iterator[None]:
     An attribute of the instance hides the parameter of that name, which stays where FSDP2 and the optimizer look.
     """
     for module, name, placement in spots:
-        parameter = module._parameters[name]
-        assert isinstance(parameter, DTensor)
+        parameter: Any = module._parameters[name]
         module.__dict__[name] = parameter.to_local(grad_placements=[placement])
     try:
         yield
