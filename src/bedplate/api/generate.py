@@ -23,6 +23,7 @@ def generate(
     stop: Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
+    dtype: str | None = None,
     stream: Callable[[int, str], object] | None = None,
 ) -> list[dict[str, str]]:
     """Continue one text or several at once.
@@ -32,13 +33,14 @@ def generate(
         temperature: 0 takes the likeliest token each time.
         stop: strings that end a text.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
+        dtype: fp32, bf16 or fp16, that of its file by default, for a model that is loaded here.
         stream: called with (row, new text) while it is written.
 
     Returns:
         [{"prompt", "text"}], one a prompt.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype)
     continued = loaded.generate(
         texts,
         max_new_tokens=max_new_tokens,
@@ -54,18 +56,23 @@ def generate(
 
 
 def converse(
-    model: Model | str | Path, *, system: str | None = None, device: str = "auto", **options: Any
+    model: Model | str | Path,
+    *,
+    system: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    **options: Any,
 ) -> Conversation:
     """A conversation with a model that has a chat template, as `bedplate generate MODEL --chat` holds it.
 
     Args:
         model: a model, or what `load` takes.
         system: what the model is told before the first turn.
-        device: as for `generate`.
+        device, dtype: as for `generate`.
         options: of every answer: those of `generate` but `stream`, which `Conversation.ask` takes.
 
     Raises:
         InputError: the model cannot be loaded, or has no chat template.
     """
-    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype)
     return Conversation(loaded, system, **options)

@@ -31,6 +31,9 @@ def command(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.", show_default="random")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; 16 bits are faster.", show_default="the model's own")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Continue texts, or talk with a model; a single text or an answer is shown as it is written.
@@ -51,6 +54,7 @@ def command(
         "stop": stop or (),
         "seed": seed,
         "device": device,
+        "dtype": dtype,
     }
     if chat:
         conversation = converse(model, system=system, **options)

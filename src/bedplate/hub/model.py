@@ -142,8 +142,12 @@ class Model:
             give(row, texts[row].add(token))
             return texts[row].stopped
 
-        generate(self.need_language_model(), rows, on_token=on_token, **options)
+        # Where nobody waits for a token, generation need not stop at each.
+        watched = on_token if stop or stream else None
+        continued = generate(self.need_language_model(), rows, on_token=watched, **options)
         for row, text in enumerate(texts):
+            for token in continued[row] if watched is None else ():
+                text.add(token)
             give(row, text.finish())
         return [text.text for text in texts]
 

@@ -22,6 +22,7 @@ from bedplate.models.gpt import GPT
 from bedplate.nn.attention import Attention
 from bedplate.nn.block import ACTIVATIONS, MLP, Block
 from bedplate.nn.cache import Cache
+from bedplate.nn.heads import LinearCrossEntropy
 from bedplate.nn.norm import RMSNorm
 from bedplate.nn.trunk import Trunk
 
@@ -30,7 +31,7 @@ MKL_ROWS = 4  # up to so many fp32 rows, MKL is faster when asked for the transp
 SMALLEST_CAPACITY = 256  # of a captured graph; larger ones are powers of two
 WARM_UP = 3  # steps before a capture, in which libraries allocate and choose their kernels
 
-_PLAIN = {GPT, Trunk, nn.ModuleList, Block, Attention, MLP, RMSNorm}
+_PLAIN = {GPT, Trunk, nn.ModuleList, Block, Attention, MLP, RMSNorm, LinearCrossEntropy}
 _PLAIN |= {nn.Linear, nn.Embedding, nn.LayerNorm, nn.Identity, nn.Dropout}
 _captured: WeakKeyDictionary[GPT, Decoder] = WeakKeyDictionary()  # the last of each module
 

@@ -70,7 +70,7 @@ class DataRecipe(Strict):
     """Text: where it is, and how it is cut into rows."""
 
     path: list[str]
-    """files, folders, globs, tar archives, or hf:org/name; a string or a list"""
+    """files, folders, globs, tar archives, URLs of fsspec, or hf:org/name; a string or a list"""
     weights: list[Rate] | None = None
     """share of each path in the mixture (default: by size)"""
     column: str = "text"
@@ -84,7 +84,7 @@ class DataRecipe(Strict):
     workers: Positive = 1
     """processes that tokenise"""
     cache: Path | None = None
-    """folder of tokenised shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
+    """folder or URL of tokenised shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
 
     @field_validator("path", "val_path", mode="before")
     @classmethod

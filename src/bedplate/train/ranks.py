@@ -152,11 +152,13 @@ class Ranks:
 def _connect(backend: str, timeout: float) -> None:
     """Join the processes that torchrun started."""
     store, rank, size = next(rendezvous("env://"))
-    # torchrun keeps one store over restarts (2.13), in which the addresses of the dead would be found again.
-    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # torchrun then keeps one store over restarts (2.13), in which the addresses of the dead would be found again.
+        # Without it there are several agents, whose counts of restarts differ, and each start has a store of its own.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     # The watchdog speaks first: a group that gives up sooner could only say that some transfer failed.
     longest = timedelta(seconds=2 * timeout + 60)
-    dist.init_process_group(backend, store=attempt, rank=rank, world_size=size, timeout=longest)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=longest)
     atexit.register(dist.destroy_process_group)
 
 
