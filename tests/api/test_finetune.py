@@ -229,11 +229,12 @@ def test_early_stopping_keeps_the_best_weights(
 
 
 def end_of(run: Path) -> dict[str, Any]:
-    """The bytes of the last checkpoint and of the model, and the rows without timings."""
-    last = run / "checkpoints" / max(path.name for path in (run / "checkpoints").glob("step-*"))
-    files = [*last.glob("*"), run / "model" / "model.safetensors", run / "scored.json"]
+    """The bits of the last checkpoint and of the model, and the rows without timings."""
+    last = Checkpoints(run / "checkpoints", 1).load()
+    bits = {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in last.tensors().items()}
+    files = {name: (run / name).read_bytes() for name in ("model/model.safetensors", "scored.json")}
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(run / "metrics.jsonl")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files} | {"metrics.jsonl": rows}
+    return {"checkpoint": bits, "state": last.state(), "metrics.jsonl": rows} | files
 
 
 def stop_at(patch: pytest.MonkeyPatch, step: int) -> None:

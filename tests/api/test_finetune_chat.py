@@ -12,6 +12,7 @@ import bedplate
 from bedplate.errors import InputError, Interrupted
 from bedplate.recipe import FinetuneRecipe
 from bedplate.tasks.language import Language
+from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 from bedplate.train.loop import Trainer
 
@@ -125,10 +126,11 @@ def test_long_conversations_are_cut_and_said(tmp_path: Path, chat: Any, capsys: 
 
 
 def end_of(run: Path) -> dict[str, Any]:
-    last = run / "checkpoints" / max(path.name for path in (run / "checkpoints").glob("step-*"))
-    files = [*last.glob("*"), run / "model" / "model.safetensors", run / "samples.jsonl"]
+    last = Checkpoints(run / "checkpoints", 1).load()
+    bits = {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in last.tensors().items()}
+    files = {name: (run / name).read_bytes() for name in ("model/model.safetensors", "samples.jsonl")}
     rows = [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(run / "metrics.jsonl")]
-    return {str(file.relative_to(run)): file.read_bytes() for file in files} | {"metrics.jsonl": rows}
+    return {"checkpoint": bits, "state": last.state(), "metrics.jsonl": rows} | files
 
 
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path: Path, chat: Any) -> None:
