@@ -69,6 +69,12 @@ def test_a_missing_key_is_named(key: str) -> None:
     ("overrides", "message"),
     [
         (
+            ["train.sequence_length=100", "parallel.tensor=8"],
+            "train.sequence_length=100 is not a multiple of parallel.tensor=8",
+        ),
+        (["parallel.tensor=2", "train.compile=true"], "train.compile fails in PyTorch where parallel.tensor splits"),
+        (["parallel.tensor=2", "objective.document_weight=1"], "is not shared by parallel.tensor ranks"),
+        (
             ["train.batch_size=8", "train.micro_batch_size=3"],
             "batch_size=8 is not a multiple of train.micro_batch_size=3",
         ),
