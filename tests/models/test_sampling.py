@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bedplate.errors import InputError
+from bedplate.models.decoder import Decoder
 from bedplate.models.gpt import GPT
 from bedplate.models.sampling import distribution, draw, generate, penalize
 
@@ -78,6 +79,10 @@ def test_equally_long_prompts_decode_without_a_mask(
     make_gpt: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bedplate.nn.attention.visible", lambda *_: pytest.fail("a mask was made"))
+    visible = Decoder._visible
+    monkeypatch.setattr(
+        Decoder, "_visible", lambda *args: pytest.fail("a mask was used") if visible(*args) is not None else None
+    )
     generate(make_gpt("qwen3-gqa"), [[1, 2, 3], [4, 5, 6]], max_new_tokens=3)
 
 
@@ -176,15 +181,15 @@ def test_stop_ids_end_their_row_only(gpt: GPT) -> None:
 
 
 def test_decoding_ends_with_the_last_row(make_gpt: Callable[..., GPT], monkeypatch: pytest.MonkeyPatch) -> None:
-    gpt = make_gpt("gpt2")
-    hidden = Mock(wraps=gpt.hidden)
-    monkeypatch.setattr(gpt, "hidden", hidden)
+    gpt, steps = make_gpt("gpt2"), Mock()
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda *args: (steps(), step(*args))[1])
     generate(gpt, [[5], [6, 7]], max_new_tokens=10, on_token=lambda row, token: True)
-    assert hidden.call_count == 1
     generate(gpt, [[5], [6, 7]], max_new_tokens=10, stop_ids=set(range(29)))
-    assert hidden.call_count == 2
+    generate(gpt, [[5], [6, 7]], max_new_tokens=1)
+    assert steps.call_count == 0  # the prompt gives the first token
     generate(gpt, [[5], [6, 7]], max_new_tokens=3)
-    assert hidden.call_count == 2 + 3  # the last token chosen is not fed
+    assert steps.call_count == 2  # the last token chosen is not fed
 
 
 def test_on_token_sees_what_is_recorded_and_may_end_a_row(gpt: GPT) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from bedplate.train.hardware import Hardware, choose_hardware, matmul_ceiling
 GPU_USABLE = 0.9  # assumed: the rest is for CUDA's context, the libraries' work space, communication, fragments
 CPU_USABLE = 0.45  # glibc keeps freed blocks: processes grew to 1.1 to 2.2 times the plan (benchmarks/plan_check.py)
 HOUR = 3600.0
+BUSY = 0.5  # load average of a machine on which somebody else works
 SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 
 
@@ -203,12 +205,15 @@ def _time(
         notes = [f"measured: {peak / 1e9:,.0f} GFLOP/s in a large matrix product", f"given: efficiency {efficiency:g}"]
     elif measure:
         assert target.hardware is not None
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
         speed = measure_speed(module.config, recipe, target.hardware)
         peak, step = speed.ceiling, speed.step
         notes = [
             f"measured: {peak / 1e9:,.0f} GFLOP/s in a large matrix product; training steps of a network of "
             f"fewer layers, {speed.passes:.3g} s of passes and {speed.update:.3g} s of update for all layers"
         ]
+        if load > BUSY:
+            notes.append(f"time: the machine was busy with other work (load {load:.1f}); an idle one is faster")
     else:
         return None, []
     tokens = recipe.train.batch_size * recipe.train.sequence_length

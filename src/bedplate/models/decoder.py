@@ -2,7 +2,7 @@
 
 A decoded token costs one pass over the weights, so all else must be small beside it. `Decoder` computes what
 `module.hidden` behind a `Cache` and then `module.head` compute, in fewer operations and through the products that are
-fast for single rows. It keeps no copy of a matrix, so weights that were trained between two calls are seen.
+fast for few rows. Weights that were trained between two calls are seen: no copy of a matrix outlives a call.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from bedplate.nn.trunk import Trunk
 
 GEMV_ROWS = 2  # on the CPU: up to so many 16-bit rows, ATen's own product is faster than oneDNN's
 MKL_ROWS = 4  # up to so many fp32 rows, MKL is faster when asked for the transposed result
+PACKED_STEPS = 32  # packing the matrices for more rows takes as long as a dozen steps,
+PACKED_BYTES = 2**30  # and as much memory again
 SMALLEST_CAPACITY = 256  # of a captured graph; larger ones are powers of two
 WARM_UP = 3  # steps before a capture, in which libraries allocate and choose their kernels
 
@@ -69,14 +71,15 @@ class _Layer(NamedTuple):
 def decodable(module: GPT) -> bool:
     """Whether a `Decoder` computes what the module would.
 
-    It does not under autocast, which casts the weights, nor where modules are exchanged, wrapped or hooked (adapters,
-    quantisation, FSDP) or weights differ in dtype or device.
+    It does not under autocast, which casts the weights, where modules are exchanged, wrapped or hooked (adapters,
+    quantisation, FSDP), where weights differ in dtype or device, nor where tokens see those behind them.
     """
     weights = list(module.parameters())
     kinds = {(type(p), p.device, p.dtype) for p in weights}
     device = weights[0].device.type
     return (
-        len(kinds) == 1
+        module.config.is_causal
+        and len(kinds) == 1
         and type(weights[0]) is nn.Parameter
         and device in ("cpu", "cuda")
         and not torch.is_autocast_enabled(device)
@@ -85,19 +88,20 @@ def decodable(module: GPT) -> bool:
 
 
 @contextmanager
-def borrowed_decoder(module: GPT, batch_size: int, capacity: int) -> Iterator[Decoder]:
-    """A decoder for `batch_size` rows of at most `capacity` tokens, nobody else's meanwhile.
+def borrowed_decoder(module: GPT, batch_size: int, length: int, steps: int) -> Iterator[Decoder]:
+    """A decoder of `batch_size` rows for `steps` tokens behind `length`, nobody else's meanwhile.
 
     On CUDA the module's last one is kept, as capturing a graph takes as long as dozens of tokens.
     """
+    capacity = length + steps
     if module.embed.weight.device.type != "cuda":
-        yield Decoder(module, batch_size, capacity)
+        yield Decoder(module, batch_size, capacity, pack=_packing_pays(module, batch_size, steps))
         return
     capacity = max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length())
     decoder = _captured.pop(module, None)
     if decoder is None or not decoder.serves(module, batch_size, capacity):
         decoder = None  # its memory is free before the next one takes some
-        decoder = Decoder(module, batch_size, capacity)
+        decoder = Decoder(module, batch_size, capacity, static=True)
         decoder.capture()
     try:
         yield decoder
@@ -113,14 +117,21 @@ class Decoder:
 
     Shapes: tokens and positions `(B,)`; keys above values `(B, 2 Hkv, capacity, Dh)` a layer. All rows write the same
     slot of the cache; a mask hides the padding behind shorter prompts.
+
+    Args:
+        static: every step is the same sequence of operations on the same memory, as a graph must be: attention runs
+            over the whole capacity, and the likeliest token is chosen and kept on the device.
+        pack: copy the matrices into oneDNN's layout.
     """
 
-    def __init__(self, module: GPT, batch_size: int, capacity: int) -> None:
+    def __init__(
+        self, module: GPT, batch_size: int, capacity: int, *, static: bool = False, pack: bool = False
+    ) -> None:
         weight, c = module.embed.weight.detach(), module.config.trunk
-        self._config, self._dtype, device = c, weight.dtype, weight.device
-        self._static = device.type == "cuda"
-        self._wide = weight.dtype if self._static else torch.float32
-        self._embed, self._head = weight, _Weights(module.head.weight.detach(), None)
+        self._config, self._dtype, self._static, self._pack = c, weight.dtype, static, pack
+        device = weight.device
+        self._wide = torch.promote_types(weight.dtype, torch.float32) if device.type == "cpu" else weight.dtype
+        self._embed, self._head = weight, self._products_of(module.head)[0]
         self._positions = None if module.positions is None else module.positions.weight.detach()
         self._layers = [self._layer(block) for block in module.trunk.blocks]
         self._norm = self._norm_weights(module.trunk.norm)
@@ -133,10 +144,12 @@ class Decoder:
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
         self._written = torch.zeros(capacity, batch_size, dtype=torch.long, device=device)
         shape = batch_size, 2 * c.num_key_value_heads, capacity, c.head_dim
-        self._cache = [torch.zeros(shape, dtype=self._wide, device=device) for _ in self._layers]
+        make = torch.zeros if static else torch.empty  # what is masked is read, and must be numbers
+        self._cache = [make(shape, dtype=self._wide, device=device) for _ in self._layers]
         self._key_pos = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
         self._mask = torch.zeros(batch_size, 1, 1, capacity, dtype=self._wide, device=device)  # added to the scores
-        self._logits, self._graph = torch.empty(0), torch.cuda.CUDAGraph() if self._static else None
+        self._logits = torch.empty(0)
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._rotary: list[Tensor] = []
         if module.trunk.rotary is not None:
             tables = module.trunk.rotary.tables(torch.arange(self._last_pos + 1, device=device))
@@ -166,7 +179,8 @@ class Decoder:
         return self._logits
 
     def greedy(self, ids: Tensor, steps: int) -> Tensor:
-        """The likeliest tokens `(B, steps)` after `ids (B, 1)`; on CUDA none passes through the host on the way."""
+        """The likeliest tokens `(B, steps)` after `ids (B, 1)`, none of which passes through the host on the way."""
+        assert self._static, "the tokens of a step that is not static are chosen by its caller"
         first = self._length
         self._ids.copy_(ids[:, 0])
         for _ in range(steps):
@@ -174,9 +188,9 @@ class Decoder:
         return self._written[first : self._length].t()
 
     def capture(self) -> None:
-        """Record a step over the whole capacity, to be replayed by every step."""
-        assert self._graph is not None
-        backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # those that take a mask and write no shapes
+        """Record a step on CUDA, which all steps then replay."""
+        graph = torch.cuda.CUDAGraph()
+        backends = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # these take a mask
         with sdpa_kernel(backends), torch.cuda.device(self._ids.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -184,8 +198,9 @@ class Decoder:
                 for _ in range(WARM_UP):
                     self._run(self._capacity)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(graph):
                 self._run(self._capacity)
+        self._graph = graph
 
     def _advance(self) -> None:
         assert self._length < self._capacity, f"the decoder holds {self._capacity} tokens a row"
@@ -193,9 +208,9 @@ class Decoder:
         if self._graph is not None:
             self._graph.replay()
             return
-        few = self._dtype != torch.float32 and len(self._ids) <= GEMV_ROWS
+        few = self._dtype.itemsize == 2 and len(self._ids) <= GEMV_ROWS
         with _without_onednn() if few else nullcontext():
-            self._run(self._length)
+            self._run(self._capacity if self._static else self._length)
 
     def _run(self, n: int) -> None:
         """One step over the first `n` slots of the cache, from `_ids` to `_logits` and the likeliest `_ids`."""
@@ -286,11 +301,34 @@ class Decoder:
         return _Weights(norm.weight.detach().to(self._wide), bias)
 
     def _products_of(self, *linears: nn.Linear) -> list[_Weights]:
-        """Their weights; on CUDA, where each kernel costs as much as a small product, as those of one product."""
-        if not self._static or len(linears) == 1:
-            return [_Weights(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linears]
-        biases = [m.bias for m in linears if m.bias is not None]
-        return [_Weights(_side_by_side(*(m.weight for m in linears)), _side_by_side(*biases) if biases else None)]
+        """Their weights: those of one product where they are copied anyway, or where a kernel costs as much as one."""
+        weights: list[Tensor] = [m.weight for m in linears]
+        biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
+        if self._pack:
+            return [_Weights(_packed(torch.cat(weights)), torch.cat(biases) if biases else None)]
+        if self._static and len(linears) > 1:
+            return [_Weights(_side_by_side(*weights), _side_by_side(*biases) if biases else None)]
+        return [_Weights(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linears]
+
+
+def _packing_pays(module: GPT, batch_size: int, steps: int) -> bool:
+    """Whether packed matrices save more than packing them takes: with three rows and more, half of a step."""
+    weight = module.embed.weight
+    size = sum(parameter.nbytes for parameter in module.parameters() if parameter.dim() > 1)
+    return (
+        batch_size > GEMV_ROWS
+        and steps >= PACKED_STEPS
+        and size <= PACKED_BYTES
+        and torch.backends.mkldnn.is_available()
+        and (
+            weight.dtype == torch.float32
+            or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+    )
+
+
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
 
 @contextmanager
@@ -315,11 +353,13 @@ def _without_onednn() -> Iterator[None]:
 
 
 def _linear(x: Tensor, weights: _Weights) -> Tensor:
-    """`F.linear` of a few rows `(B, K)`, on the CPU in the form that MKL is fast for in fp32.
+    """`F.linear` of a few rows `(B, K)`, in fp32 on the CPU in the form that MKL is fast for.
 
     Its product of one row runs on one thread (14 of 38 GB/s), that of a batch of blocks of the matrix on all of them.
     """
     weight, bias = weights
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > MKL_ROWS or not torch.backends.mkl.is_available():
         return F.linear(x, weight, bias)
     if len(x) > 1:

@@ -170,7 +170,7 @@ def _columns(module: GPT, prompts: list[list[int]], steps: int, choose: Sampler,
             chosen = choose(module.head(hidden))
             yield chosen.flatten().tolist()
         return
-    with borrowed_decoder(module, len(prompts), longest + steps) as decoder:
+    with borrowed_decoder(module, len(prompts), longest, left) as decoder:
         decoder.start(cache, pos)
         del cache
         while left:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Kernel = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+CPU_ROWS, GPU_ROWS = 512, 4096  # whose logits are held at one time; few on the CPU, for its caches
 IGNORE = -100  # targets of this value count neither in the loss nor in its weight
 
 
@@ -96,11 +97,11 @@ def linear_cross_entropy(
         hidden: `(..., D)` final hidden states.
         weight: `(V, D)` of the head.
         targets: `(...)` int64; `IGNORE` marks those that do not count.
-        rows: rows whose logits are held at one time (default: 512 on the CPU, for its caches, else 4,096).
+        rows: rows whose logits are held at one time (default: `CPU_ROWS` or `GPU_ROWS`).
         kernel: `in_buffers`, or `fusible` compiled.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
-    rows = rows or (512 if hidden.device.type == "cpu" else 4096)
+    rows = rows or (CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS)
     total = _LinearCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled(), kernel)
     return total, (targets != IGNORE).sum()
 

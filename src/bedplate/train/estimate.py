@@ -14,11 +14,11 @@ import torch
 from bedplate.errors import InputError
 from bedplate.models.gpt import GPT
 from bedplate.nn.config import TrunkConfig
+from bedplate.nn.heads import CPU_ROWS, GPU_ROWS
 from bedplate.recipe import Recipe
 from bedplate.recipe.schema import TrainRecipe
 
 FULL = 4  # bytes of an fp32 value: weights, gradients, moments and the residual stream
-LOSS_ROWS = 512  # rows whose logits the head holds at one time (`linear_cross_entropy`)
 NEWTON_SCHULZ_STEPS = 5  # of Muon
 
 
@@ -138,7 +138,7 @@ def memory(module: GPT, recipe: Recipe, layout: Layout, dtype: torch.dtype, *, o
     )
     casts = 0 if layout.is_sharded or low == FULL else low * in_blocks  # autocast's copies of the blocks' weights
     gathered = _gathered(block, in_ends, low) if layout.is_sharded else 0
-    forward, backward, head = _workspace(module, recipe, tokens, layout, low)
+    forward, backward, head = _workspace(module, recipe, tokens, layout, low, on_gpu)
     update = _update_bytes(module, layout, low) if recipe.optimizer.name == "muon" else 0
 
     # DDP keeps its buckets; otherwise gradients are there only from an earlier micro-batch, or at the end.
@@ -168,17 +168,17 @@ def memory(module: GPT, recipe: Recipe, layout: Layout, dtype: torch.dtype, *, o
     return parts | {"not_at_once": peak - sum(parts.values()), "total": peak}
 
 
-def _workspace(module: GPT, recipe: Recipe, tokens: int, layout: Layout, low: int) -> tuple[int, int, int]:
+def _workspace(
+    module: GPT, recipe: Recipe, tokens: int, layout: Layout, low: int, on_gpu: bool
+) -> tuple[int, int, int]:
     """Bytes of the head's loss, and of the first block's way back; and of the head's gradient at the end of it."""
     c, train = module.config.trunk, recipe.train
     d, head = c.hidden_size, module.head.weight.numel()
     own = tokens // layout.tensor  # ranks of a tensor group share the loss by tokens
-    logits = min(LOSS_ROWS, own) * module.head.weight.shape[0]
-    before = 0 if own <= LOSS_ROWS else FULL + low * (low < FULL)  # the chunk before is there until the next one is
-    if low == FULL:
-        chunk = logits * (FULL + before)
-    else:  # as they leave the product, and in fp32; then the product of their gradient, before it is added in fp32
-        chunk = max(logits * (low + FULL + before), logits * (low + FULL) + (low + FULL) * head) + low * head
+    logits = min(GPU_ROWS if on_gpu else CPU_ROWS, own) * module.head.weight.shape[0]
+    chunk = logits * FULL
+    if low < FULL:  # as they leave the product, too; the head's weight cast, and the product of the logits' gradient
+        chunk += logits * low + low * head + (low + FULL) * head
     loss = 2 * FULL * d * own + FULL * head + chunk
     documents = 0  # bags, logits and probabilities
     if recipe.objective.document_weight:

@@ -24,10 +24,10 @@ def first_fit(module: GPT, recipe: Recipe, gpus: int, dtype: torch.dtype, usable
     """
     before = _settings(recipe)
     for settings in _candidates(recipe, gpus):
-        changed = read_recipe(recipe, [f"{key}={_yaml(value)}" for key, value in settings.items()])
         try:
+            changed = read_recipe(recipe, [f"{key}={_yaml(value)}" for key, value in settings.items()])
             layout = Layout.of(changed, module.config.trunk, gpus)
-        except InputError:  # heads or widths that so many ranks cannot share
+        except InputError:  # heads, widths or rows that so many ranks cannot share
             continue
         if memory(module, changed, layout, dtype, on_gpu=on_gpu)["total"] <= usable:
             return [f"{key}={_yaml(value)}" for key, value in settings.items() if value != before[key]]
@@ -40,6 +40,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "train.activation_checkpointing": recipe.train.activation_checkpointing,
         "parallel.shard": recipe.parallel.shard,
         "train.micro_batch_size": recipe.train.micro_batch_size,
+        "train.compile": recipe.train.compile,
     }
 
 
@@ -55,7 +56,8 @@ def _candidates(recipe: Recipe, gpus: int) -> Iterator[dict[str, Any]]:
         most = now["train.micro_batch_size"] or rows
         for shard in (n for n in _divisors(gpus // tensor) if n >= now["parallel.shard"]):
             for micro in reversed([n for n in _divisors(rows) if n <= most]):
-                yield dict(zip(now, (tensor, again, shard, micro), strict=True))
+                compiled = now["train.compile"] and tensor == 1  # the two exclude each other
+                yield dict(zip(now, (tensor, again, shard, micro, compiled), strict=True))
 
 
 def _divisors(number: int) -> list[int]:
