@@ -8,7 +8,8 @@ All hold the same random weights in the shape of a Llama (vocabulary 32,000, 12 
 
 Two speeds: of reading the prompt, its tokens by the time to the first new one; and of decoding, the new tokens but the
 first by the time they take. bedplate and `transformers` are timed as their tokens come, llama.cpp by its own clock. The
-ways take turns, and must begin with the same token. Decoding costs one pass over 219 MB of weights a token.
+ways take turns, each time in a process of its own after a run that does not count: an idle llama.cpp server takes a
+third of the speed of what runs beside it. They must begin with the same token. Decoding costs one pass over 219 MB of weights a token.
 
 The llama.cpp of PyPI's wheel is built for AVX2; one built for the machine's own instructions reads prompts faster.
 """
@@ -16,7 +17,10 @@ The llama.cpp of PyPI's wheel is built for AVX2; one built for the machine's own
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +37,7 @@ from transformers import LlamaForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from bedplate.hub.directory import save_directory
+from bedplate.hub.model import load
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
 from bedplate.train.hardware import available_cores
@@ -157,6 +162,27 @@ def check_tokens(found: dict[str, list[int]]) -> None:
         print(f"{name}: the first {[*alike, False].index(False)} tokens are those of {OURS}")
 
 
+def child(name: str, folder: Path, args: argparse.Namespace) -> None:
+    """Run one way twice and print the second as JSON."""
+    prompt = json.loads((folder / "prompt.json").read_text())
+    if name == OURS:
+        way = bedplate(load(folder / "model", dtype="bf16").module)
+    elif name == THEIRS:
+        way = transformers(folder / "model")
+    else:
+        way = llama_cpp(folder / "model.gguf", args.threads)
+    way(prompt, args.new_tokens)
+    print(json.dumps(way(prompt, args.new_tokens)), flush=True)
+    os._exit(0)  # llama.cpp's server does not end by itself
+
+
+def in_turn(name: str, folder: str) -> Run:
+    """One run of a way in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", name, folder]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    return Run(*json.loads(done.stdout.splitlines()[-1]))
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=available_cores())
@@ -164,8 +190,11 @@ def main() -> None:
     options.add_argument("--prompt-tokens", type=int, default=79)
     options.add_argument("--new-tokens", type=int, default=128)
     options.add_argument("--json", type=Path, metavar="FILE", help="write decoding's figures there, prompts' beside it")
+    options.add_argument("--child", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     args = options.parse_args()
     torch.set_num_threads(args.threads)
+    if args.child:
+        child(args.child[0], Path(args.child[1]), args)
     config = GPTConfig.from_preset(
         "llama", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=False, **SIZES
     )
@@ -175,20 +204,17 @@ def main() -> None:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.02
     module = module.bfloat16()
     prompt = torch.randint(len(SPECIAL), VOCABULARY, (args.prompt_tokens,), generator=generator).tolist()
-    runs: dict[str, list[Run]] = {}
+    ways = (OURS, THEIRS, LLAMA_CPP)
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         save_directory(f"{folder}/model", module)
         write_gguf(module, Path(folder, "model.gguf"))
-        ways = {
-            OURS: bedplate(module),
-            THEIRS: transformers(Path(folder, "model")),
-            LLAMA_CPP: llama_cpp(Path(folder, "model.gguf"), args.threads),
-        }
-        check_tokens({name: way(prompt, args.new_tokens).tokens for name, way in ways.items()})  # and a warm-up
+        Path(folder, "prompt.json").write_text(json.dumps(prompt))
         for number in range(args.rounds):
-            for name, way in ways.items():
-                runs.setdefault(name, []).append(way(prompt, args.new_tokens))
+            for name in ways:
+                runs[name].append(in_turn(name, folder))
             print(f"  round {number + 1} of {args.rounds}", file=sys.stderr)
+    check_tokens({name: of[0].tokens for name, of in runs.items()})
     reading = {name: [args.prompt_tokens / run.prompt for run in of] for name, of in runs.items()}
     decoding = {name: [(args.new_tokens - 1) / run.rest for run in of] for name, of in runs.items()}
     shown = [Way(name, 0, lambda: None, name == OURS) for name in ways]
