@@ -9,7 +9,8 @@ All hold the same random weights in the shape of a Llama (vocabulary 32,000, 12 
 Two speeds: of reading the prompt, its tokens by the time to the first new one; and of decoding, the new tokens but the
 first by the time they take. bedplate and `transformers` are timed as their tokens come, llama.cpp by its own clock. The
 ways take turns, each time in a process of its own after a run that does not count: an idle llama.cpp server takes a
-third of the speed of what runs beside it. They must begin with the same token. Decoding costs one pass over 219 MB of weights a token.
+third of the speed of what runs beside it. They must begin with the same token. Decoding costs one pass over 219 MB of
+weights a token.
 
 The llama.cpp of PyPI's wheel is built for AVX2; one built for the machine's own instructions reads prompts faster.
 """
