@@ -195,7 +195,11 @@ def test_shards_divide_what_lasts_and_tensor_ranks_divide_matrices() -> None:
         ("parallel.shard=4", 6, "parallel.shard=4 x parallel.tensor=1 ranks hold one copy of the model, and 6 GPUs"),
         ("train.batch_size=6", 4, "train.batch_size=6 is not a multiple of 4 data ranks; take a multiple of 4"),
         ("train.micro_batch_size=2", 4, "4 data ranks x train.micro_batch_size=2; take a multiple of 8"),
-        ("parallel.tensor=3 train.sequence_length=129", 3, "model.num_attention_heads=4 is not a multiple of parallel.tensor=3"),
+        (
+            "parallel.tensor=3 train.sequence_length=129",
+            3,
+            "model.num_attention_heads=4 is not a multiple of parallel.tensor=3",
+        ),
         ("parallel.tensor=4 model.num_key_value_heads=2", 4, "model.num_key_value_heads=2 is not a multiple"),
     ],
 )

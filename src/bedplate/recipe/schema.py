@@ -263,7 +263,7 @@ class Recipe(RunRecipe):
         if length % tensor:
             raise ValueError(f"train.sequence_length={length} is not a multiple of parallel.tensor={tensor}")
         if tensor > 1 and self.train.compile:
-            raise ValueError("train.compile fails in PyTorch where parallel.tensor splits blocks; leave one of them out")
+            raise ValueError("train.compile fails in PyTorch where parallel.tensor splits blocks; leave one out")
         if tensor > 1 and self.objective.document_weight:
             raise ValueError("objective.document_weight is not shared by parallel.tensor ranks; leave one of them out")
         documents, rows = self.objective.document_batch, self.train.batch_size
