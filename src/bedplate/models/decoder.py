@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -56,15 +57,15 @@ class _Weights(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """What a block is made of; `qkv` and `inner` (gate, if there is one, and up) are one product or several."""
+    """What a block is made of: `qkv` is one product, and so is `inner`, of the gate (if there is one) and up."""
 
     attn_norm: _Weights
-    qkv: list[_Weights]
+    qkv: _Weights
     qk_norm: tuple[Tensor, Tensor] | None
-    o: list[_Weights]
+    o: _Weights
     mlp_norm: _Weights
-    inner: list[_Weights]
-    down: list[_Weights]
+    inner: _Weights
+    down: _Weights
     window: int | None
 
 
@@ -131,7 +132,7 @@ class Decoder:
         self._config, self._dtype, self._static, self._pack = c, weight.dtype, static, pack
         device = weight.device
         self._wide = torch.promote_types(weight.dtype, torch.float32) if device.type == "cpu" else weight.dtype
-        self._embed, self._head = weight, self._products_of(module.head)[0]
+        self._embed, self._head = weight, self._product(module.head)
         self._positions = None if module.positions is None else module.positions.weight.detach()
         self._layers = [self._layer(block) for block in module.trunk.blocks]
         self._norm = self._norm_weights(module.trunk.norm)
@@ -145,7 +146,8 @@ class Decoder:
         self._written = torch.zeros(capacity, batch_size, dtype=torch.long, device=device)
         shape = batch_size, 2 * c.num_key_value_heads, capacity, c.head_dim
         make = torch.zeros if static else torch.empty  # what is masked is read, and must be numbers
-        self._cache = [make(shape, dtype=self._wide, device=device) for _ in self._layers]
+        both = [make(shape, dtype=self._wide, device=device) for _ in self._layers]
+        self._cache = [(kv, *kv.chunk(2, 1)) for kv in both]
         self._key_pos = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
         self._mask = torch.zeros(batch_size, 1, 1, capacity, dtype=self._wide, device=device)  # added to the scores
         self._logits = torch.empty(0)
@@ -163,8 +165,9 @@ class Decoder:
     def start(self, cache: Cache, pos: Tensor | None) -> None:
         """Take over the prompts from `cache`; `pos (B, 1)` of each row's next token, None where all are the same."""
         n = self._length = cache.length
-        for layer, kept in enumerate(self._cache):
-            kept[:, :, :n] = torch.cat(cache.held(layer), 1)
+        for layer, (_, *kept) in enumerate(self._cache):
+            for ours, theirs in zip(kept, cache.held(layer), strict=True):
+                ours[:, :, :n] = theirs
         self._ragged = pos is not None
         self._slot.fill_(n)
         self._pos.copy_(self._slot if pos is None else pos[:, 0])
@@ -223,9 +226,9 @@ class Decoder:
             x = x + F.embedding(self._pos, self._positions)
         for layer, cache in zip(self._layers, self._cache, strict=True):
             h = self._normed(x, layer.attn_norm)
-            x = x + _linear(self._attend(h, layer, cache, n, rotary, masks[layer.window]), layer.o[0])
+            x = x + _linear(self._attend(h, layer, cache, n, rotary, masks[layer.window]), layer.o)
             h = self._normed(x, layer.mlp_norm)
-            x = x + _linear(self._expand(h, layer), layer.down[0])
+            x = x + _linear(self._expand(h, layer), layer.down)
         self._logits = _linear(self._normed(x, self._norm), self._head).to(self._wide)
         if self._static:
             self._ids.copy_(self._logits.argmax(-1))
@@ -241,41 +244,42 @@ class Decoder:
         return self._mask[..., :n] if self._static or self._ragged else None
 
     def _normed(self, x: Tensor, norm: _Weights) -> Tensor:
-        c, shape = self._config, norm.weight.shape
+        c = self._config
         if c.norm == "rms":
-            return F.rms_norm(x, shape, norm.weight, c.norm_eps).to(self._dtype)
-        return F.layer_norm(x, shape, norm.weight, norm.bias, c.norm_eps).to(self._dtype)
+            return _rms_norm(x, norm.weight, c.norm_eps).to(self._dtype)
+        return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, c.norm_eps).to(self._dtype)
 
     def _attend(
-        self, h: Tensor, layer: _Layer, cache: Tensor, n: int, rotary: list[Tensor], mask: Tensor | None
+        self, h: Tensor, layer: _Layer, cache: tuple[Tensor, ...], n: int, rotary: list[Tensor], mask: Tensor | None
     ) -> Tensor:
         """What the heads give `(B, H Dh)` over the first `n` slots of `cache`, into which the new key and value go."""
         c = self._config
         heads, shared = c.num_attention_heads, c.num_key_value_heads
-        parts = [_linear(h, weights) for weights in layer.qkv]
-        qkv = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).to(self._wide).unflatten(-1, (-1, c.head_dim))
+        qkv = _linear(h, layer.qkv).to(self._wide).view(len(h), -1, c.head_dim)
         if layer.qk_norm is not None:
             q, k, v = qkv.split((heads, shared, shared), 1)
             q_weight, k_weight = layer.qk_norm
-            q = F.rms_norm(q, q_weight.shape, q_weight, c.norm_eps)
-            k = F.rms_norm(k, k_weight.shape, k_weight, c.norm_eps)
-            qkv = torch.cat((q, k, v), 1)
+            qkv = torch.cat((_rms_norm(q, q_weight, c.norm_eps), _rms_norm(k, k_weight, c.norm_eps), v), 1)
         if rotary:
-            qk, (cos, sin) = qkv[:, : heads + shared], rotary
+            qk, (cos, sin) = qkv.narrow(1, 0, heads + shared), rotary
             torch.addcmul(qk.roll(c.head_dim // 2, -1).mul_(sin), qk, cos, out=qk)
-        cache.index_copy_(2, self._slot, qkv[:, heads:, None])
-        keys, values = cache[:, :, :n].chunk(2, 1)
+        new, (both, keys, values) = qkv.narrow(1, heads, 2 * shared), cache
+        if self._static:
+            both.index_copy_(2, self._slot, new.unsqueeze(2))
+        else:
+            both.select(2, n - 1).copy_(new)
         # The query heads that share a key head are its queries: no key is repeated, and every kernel can do it.
-        q = qkv[:, :heads].unflatten(1, (shared, -1))
+        q = qkv.narrow(1, 0, heads).unflatten(1, (shared, -1))
+        keys, values = keys.narrow(2, 0, n), values.narrow(2, 0, n)
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).flatten(1).to(self._dtype)
 
     def _expand(self, h: Tensor, layer: _Layer) -> Tensor:
         """The feed-forward network up to its last product."""
         activation = ACTIVATIONS[self._config.activation]
-        inner = [_linear(h, weights) for weights in layer.inner]
+        inner = _linear(h, layer.inner)
         if not self._config.gated:
-            return activation(inner[0])
-        gate, up = inner if len(inner) == 2 else inner[0].chunk(2, -1)
+            return activation(inner)
+        gate, up = inner.chunk(2, -1)
         return activation(gate) * up
 
     def _layer(self, block: nn.Module) -> _Layer:
@@ -286,12 +290,12 @@ class Decoder:
             qk_norm = self._norm_weights(attn.q_norm).weight, self._norm_weights(attn.k_norm).weight
         return _Layer(
             self._norm_weights(block.attn_norm),
-            self._products_of(attn.q_proj, attn.k_proj, attn.v_proj),
+            self._product(attn.q_proj, attn.k_proj, attn.v_proj),
             qk_norm,
-            self._products_of(attn.o_proj),
+            self._product(attn.o_proj),
             self._norm_weights(block.mlp_norm),
-            self._products_of(mlp.up_proj) if mlp.gate_proj is None else self._products_of(mlp.gate_proj, mlp.up_proj),
-            self._products_of(mlp.down_proj),
+            self._product(mlp.up_proj) if mlp.gate_proj is None else self._product(mlp.gate_proj, mlp.up_proj),
+            self._product(mlp.down_proj),
             attn.window,
         )
 
@@ -300,15 +304,13 @@ class Decoder:
         bias = norm.bias.detach().to(self._wide) if isinstance(norm, nn.LayerNorm) else None
         return _Weights(norm.weight.detach().to(self._wide), bias)
 
-    def _products_of(self, *linears: nn.Linear) -> list[_Weights]:
-        """Their weights: those of one product where they are copied anyway, or where a kernel costs as much as one."""
+    def _product(self, *linears: nn.Linear) -> _Weights:
+        """The weights of several products of the same input as those of one."""
         weights: list[Tensor] = [m.weight for m in linears]
         biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
         if self._pack:
-            return [_Weights(_packed(torch.cat(weights)), torch.cat(biases) if biases else None)]
-        if self._static and len(linears) > 1:
-            return [_Weights(_side_by_side(*weights), _side_by_side(*biases) if biases else None)]
-        return [_Weights(m.weight.detach(), None if m.bias is None else m.bias.detach()) for m in linears]
+            return _Weights(_packed(torch.cat(weights)), torch.cat(biases) if biases else None)
+        return _Weights(_side_by_side(*weights), _side_by_side(*biases) if biases else None)
 
 
 def _packing_pays(module: GPT, batch_size: int, steps: int) -> bool:
@@ -373,15 +375,27 @@ def _linear(x: Tensor, weights: _Weights) -> Tensor:
     return out if bias is None else out + bias
 
 
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.is_cuda:
+        return F.rms_norm(x, weight.shape, weight, eps)  # one kernel there, ten on the CPU
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (x * scale).mul_(weight)
+
+
 def _side_by_side(*parameters: Tensor) -> Tensor:
-    """The parameters below each other in one tensor, which they become views of.
+    """The parameters below each other in one tensor, which they become views of, where they are not yet.
 
     So nothing is held twice, and what is trained or loaded in place is seen in both.
     """
+    first, rows = parameters[0], [len(parameter) for parameter in parameters]
+    starts = [first.storage_offset() + start * first[0].numel() for start in accumulate(rows[:-1], initial=0)]
+    found = {(parameter.untyped_storage().data_ptr(), parameter.is_contiguous()) for parameter in parameters}
+    beside = [parameter.storage_offset() for parameter in parameters] == starts
+    if beside and found == {(first.untyped_storage().data_ptr(), True)}:
+        return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
     with torch.inference_mode(False), torch.no_grad():
         joined = torch.cat(parameters)
-        rows = joined.split([len(parameter) for parameter in parameters])
-        for parameter, part in zip(parameters, rows, strict=True):
+        for parameter, part in zip(parameters, joined.split(rows), strict=True):
             parameter.data = part
     return joined
 
