@@ -80,7 +80,7 @@ class LabelledTexts:
         if rows[0][1] >= UNBALANCED * rows[-1][1]:
             shown = [f"{name!r} {count:,}" for name, count in (rows if len(rows) <= 6 else [*rows[:3], *rows[-3:]])]
             found.append(
-                f"The labels are unbalanced ({', '.join(shown)}): look at macro F1, as accuracy says little of rare ones."
+                f"The labels are unbalanced ({', '.join(shown)}): accuracy says little of rare ones, macro F1 more."
             )
         return found
 
