@@ -15,6 +15,7 @@ from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
 from bedplate.hub.locate import locate
 from bedplate.hub.text import TextStream
+from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
@@ -23,12 +24,13 @@ from bedplate.tasks.classify import predict_labels
 
 @dataclass
 class Model:
-    """A language model or a classifier; `tokenizer` is None where the directory has none.
+    """A language model, an encoder or a classifier; `tokenizer` is None where the directory has none.
 
-    `module(ids)` gives logits: (B, N, V) of a language model, (B, C) of a classifier.
+    `module(ids)` gives logits: (B, N, V) of a language model, causal or masked, (B, C) of a classifier; hidden states
+    (B, N, D) of an encoder without a head.
     """
 
-    module: GPT | Classifier
+    module: GPT | Encoder | Classifier
     tokenizer: Tokenizer | None = None
     card: str = ""
     special: SpecialTokens = field(default_factory=SpecialTokens)
@@ -160,8 +162,15 @@ class Model:
         """The module, where it can write text.
 
         Raises:
-            InputError: it is a classifier.
+            InputError: it is a classifier or an encoder.
         """
+        if isinstance(self.module, MaskedLM):
+            raise InputError("this model fills blanks (`predict`) and writes no text; use a GPT for that")
+        if isinstance(self.module, Encoder):
+            raise InputError(
+                "this model is an encoder with no head, so it has nothing to predict; fine-tune it (bedplate finetune), "
+                "or read its hidden states (module.hidden)"
+            )
         if not isinstance(self.module, GPT):
             labels = ", ".join(self.module.labels[:8])
             raise InputError(f"this model is a classifier (of {labels}) and writes no text; use `predict` with it")
