@@ -49,6 +49,10 @@ def check_metric(recipe: Recipe) -> None:
     if recipe.evaluate.metric not in Language.metrics:
         measured = ", ".join(Language.metrics)
         raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
+    if recipe.evaluate.metric.startswith("masked") and not recipe.objective.masked_share:
+        raise InputError(
+            f"evaluate.metric={recipe.evaluate.metric!r} is measured where objective.masked_share is above 0; set it"
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from bedplate.api.record import write_report
 from bedplate.api.run import Run
 from bedplate.api.tokenizer import train_on_text
 from bedplate.data.documents import DocumentLoader, token_statistics
-from bedplate.data.loader import EvalLoader, Loader, TextLoader, prefetch
+from bedplate.data.loader import Batch, EvalLoader, Loader, TextLoader, prefetch
+from bedplate.data.masking import MaskedBatches, MaskedLoader, Masking
 from bedplate.data.shards import TextData
 from bedplate.data.text import prepare
 from bedplate.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
@@ -101,6 +102,9 @@ class Pretraining(Run[Recipe]):
             recipe.data.isolate_documents,
             *shares,
         )
+        masking = self._masking()
+        if masking is not None:
+            loader = MaskedLoader(loader, masking)
         statistics = None
         if weight := recipe.objective.document_weight:
             documents = recipe.objective.document_batch
@@ -112,17 +116,19 @@ class Pretraining(Run[Recipe]):
             self.tokenizer,
             recipe.evaluate.prompts,
             recipe.evaluate.sample_tokens,
+            masked_share=recipe.objective.masked_share,
             document_weight=weight,
             token_statistics=statistics,
             collect=self.ranks.interleave,
         )
         held_out = self.data[0].val
-        val = None
+        val: Iterable[Batch] | None = None
         if held_out is not None:
             rows = train.micro_batch_size or train.batch_size // self.ranks.data_size
             batches = recipe.evaluate.batches and recipe.evaluate.batches * train.batch_size // rows
             isolate = recipe.data.isolate_documents
             val = EvalLoader(held_out, train.sequence_length, rows, batches, isolate, *shares)
+            val = val if masking is None else MaskedBatches(val, masking)
         return Trainer(
             recipe,
             task,
@@ -141,6 +147,13 @@ class Pretraining(Run[Recipe]):
             parallel=recipe.parallel,
             weights=self.weights,
         )
+
+    def _masking(self) -> Masking | None:
+        """What is hidden in the rows that are read from both sides; their states foretell the token after their own."""
+        objective = self.recipe.objective
+        if not objective.masked_share:
+            return None
+        return Masking.of(self.tokenizer, objective.mask_rate, shift=1, seed=self.recipe.seed)
 
     @property
     def parallel(self) -> ParallelRecipe:
@@ -170,7 +183,8 @@ class Pretraining(Run[Recipe]):
         }
 
     def best_metric(self) -> tuple[str, str]:
-        return self.recipe.evaluate.metric, "min"
+        metric = self.recipe.evaluate.metric
+        return metric, Language.metrics[metric]
 
     def write_model(self, card: str) -> None:
         save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)

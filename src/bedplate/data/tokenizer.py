@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bedplate.errors import InputError
 
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
+MASK = ("<|mask|>", "[MASK]", "<mask>")
 END_OF_TEXT = ("<|endoftext|>", "</s>", "[SEP]", "<|end_of_text|>", "<eos>", "<|eot_id|>", "<｜end▁of▁sentence｜>")
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
@@ -21,8 +22,8 @@ SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE with GPT-2's pre-tokenization (Radford et al. 2019); the same texts give the same tokenizer.
 
-    Ids 0, 1 and 2 are `<|endoftext|>`, `<|im_start|>` and `<|im_end|>`, then the 256 bytes, then the merges. The
-    vocabulary is smaller than `vocab_size` when the texts hold fewer pairs to merge.
+    Ids 0 to 3 are `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and `<|mask|>`, then come the 256 bytes and the merges.
+    The vocabulary is smaller than `vocab_size` when the texts hold fewer pairs to merge.
 
     Raises:
         InputError: `vocab_size` has no room for the special tokens and the bytes.
@@ -115,12 +116,14 @@ def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any
     """The values of `tokenizer_config.json` for a tokenizer that came without any."""
     end_of_text = tokenizer.id_to_token(end_of_text_id(tokenizer))
     others = [token for token in SPECIAL_TOKENS if token != end_of_text and tokenizer.token_to_id(token) is not None]
+    mask = next((token for token in MASK if tokenizer.token_to_id(token) is not None), None)
     return {
         "tokenizer_class": TOKENIZER_CLASS,
         "model_max_length": context_length,
         "eos_token": end_of_text,
         "pad_token": end_of_text,
-        "additional_special_tokens": others,
+        **({} if mask is None else {"mask_token": mask}),
+        "additional_special_tokens": [token for token in others if token != mask],
         "clean_up_tokenization_spaces": False,
     }
 
@@ -135,6 +138,23 @@ def end_of_text_id(tokenizer: Tokenizer) -> int:
         if (index := tokenizer.token_to_id(token)) is not None:
             return int(index)
     raise InputError(f"the tokenizer has no end-of-text token; add one of {', '.join(END_OF_TEXT)} to its vocabulary")
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """Return the id of the token that hides another.
+
+    Raises:
+        InputError: The vocabulary has none of the names in `MASK`.
+    """
+    for token in MASK:
+        if (index := tokenizer.token_to_id(token)) is not None:
+            return int(index)
+    raise InputError(f"the tokenizer has no mask token; add one of {', '.join(MASK)} to its vocabulary")
+
+
+def special_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that stand for no text, in order."""
+    return sorted(index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:

@@ -101,6 +101,7 @@ class TextModel(nn.Module):
         right_padded: bool = False,
         cache: Cache | None = None,
         at: Tensor | None = None,
+        is_causal: bool | None = None,
         types: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states `(B, N, D)` of `ids (B, N)`.
@@ -110,6 +111,7 @@ class TextModel(nn.Module):
             doc: document numbers `(B, N)` of packed rows; documents do not see each other, all see document 0.
             at: the tokens of each row `(B,)` or `(B, K)` whose states are wanted; the result is `(B, K, D)` then.
             valid: False on padding `(B, N)`; `right_padded` promises that padding ends each row, which needs no mask.
+            is_causal: False: every token sees all of its text, True: what stands before it; by default as configured.
             types: segments `(B, N)` of a model that has `type_vocab_size` of them; by default 0.
         """
         start, n = (cache.length if cache else 0), ids.shape[1]
@@ -123,11 +125,11 @@ class TextModel(nn.Module):
         x = self.embed(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
+        assert types is None or self.types is not None, "this model has no types"
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
         x = self.dropout(self.embed_norm(x))
-        assert types is None or self.types is not None, "this model has no types"
-        if self.config.is_causal:
+        if self.config.is_causal if is_causal is None else is_causal:
             return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
         return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
 
@@ -197,6 +199,17 @@ class GPT(TextModel):
     def loss(self, ids: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """(summed negative log-likelihood of `targets (B, N)` in nats, number counted); see `linear_cross_entropy`."""
         return self.cross_entropy(self.hidden(ids, **options), self.head.weight, targets)
+
+    def masked_loss(self, ids: Tensor, at: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """(summed negative log-likelihood in nats, number counted) of `targets (B, K)` from the states at `at (B, K)`.
+
+        Every token sees all of its text, in which some tokens are hidden; the head is computed at `at` alone. With
+        `at` one place before each target, generation and filling in use the same weights alike: masked next-token
+        prediction (GPT-BERT, arXiv 2410.24159).
+        """
+        hidden = self.hidden(ids, is_causal=False, **options)
+        index = at[..., None].expand(-1, -1, hidden.shape[-1])
+        return self.cross_entropy(hidden.gather(1, index), self.head.weight, targets)
 
     def document_loss(self, given: Tensor, asked: Tensor, weight: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
         """(sum over documents of the mean nats by which `given` words predict those `asked` for, documents counted).

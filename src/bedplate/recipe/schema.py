@@ -103,6 +103,10 @@ class DataRecipe(Strict):
 class ObjectiveRecipe(Strict):
     """What is learnt beside the next token."""
 
+    masked_share: Annotated[float, Field(ge=0, le=1), Number] = 0.0
+    """share of a batch's rows in which hidden tokens are foretold from both sides (0: none, 1: all)"""
+    mask_rate: Annotated[float, Field(gt=0, lt=1), Number] = 0.15
+    """share of such a row's tokens that are hidden"""
     document_weight: Annotated[float, Field(ge=0)] = 0.0
     """weight of the document objective: from some of a document's words, the others (0: none)"""
     document_batch: Positive = 256
@@ -192,7 +196,7 @@ class EvaluateRecipe(Strict):
     batches: Positive | None = 50
     """held-out text, in batches of train.batch_size rows (null: all)"""
     metric: str = "bits_per_byte"
-    """the metric whose best checkpoint is kept; lower is better"""
+    """the metric whose best checkpoint is kept: bits_per_byte, loss, masked_loss or masked_accuracy"""
     prompts: list[str] = ["The"]
     """prompts that are continued at each evaluation"""
     sample_tokens: Count = 48
@@ -266,6 +270,7 @@ class Recipe(RunRecipe):
             raise ValueError("train.compile fails in PyTorch where parallel.tensor splits blocks; leave one out")
         if tensor > 1 and self.objective.document_weight:
             raise ValueError("objective.document_weight is not shared by parallel.tensor ranks; leave one of them out")
+        self._masked_rows_are_whole()
         documents, rows = self.objective.document_batch, self.train.batch_size
         if self.objective.document_weight and documents % rows:
             raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")
@@ -274,3 +279,13 @@ class Recipe(RunRecipe):
                 "objective.document_weight draws documents by size, so data.weights cannot be kept; leave one out"
             )
         return self
+
+    def _masked_rows_are_whole(self) -> None:
+        share, rows = self.objective.masked_share, self.train.micro_batch_size or self.train.batch_size
+        if share and self.parallel.tensor > 1:
+            raise ValueError("objective.masked_share is not shared by parallel.tensor ranks; leave one of them out")
+        if abs(share * rows - round(share * rows)) > 1e-6:
+            name = "micro_batch_size" if self.train.micro_batch_size else "batch_size"
+            raise ValueError(
+                f"objective.masked_share={share} of train.{name}={rows} is no whole number of rows; change one of them"
+            )

@@ -23,7 +23,8 @@ class Task(Protocol):
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """{name: (sum over the batch, weight)}; "loss" is what is minimised.
 
-        Where that holds more than the loss that `evaluate` measures, "next_token" is the part to compare with it.
+        Where that holds more than the loss that `evaluate` measures, "next_token" or else "masked" is the part to
+        compare with it.
         """
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:

@@ -231,8 +231,13 @@ def step_flops(module: GPT, recipe: Recipe) -> tuple[int, int]:
     train, head = recipe.train, module.head.weight.numel()
     tokens = train.batch_size * train.sequence_length
     model = tokens * module.flops_per_token(train.sequence_length)
-    if recipe.objective.document_weight:  # into the embedding and out of the head
-        model += 12 * recipe.objective.document_batch * head
+    objective = recipe.objective
+    spared = train.sequence_length - max(1, round(objective.mask_rate * train.sequence_length))
+    model -= (
+        round(objective.masked_share * train.batch_size) * spared * 6 * head
+    )  # masked rows ask for hidden tokens alone
+    if objective.document_weight:  # into the embedding and out of the head
+        model += 12 * objective.document_batch * head
     work = model
     if train.activation_checkpointing:
         work += tokens * (module.flops_per_token(train.sequence_length) - 6 * head) // 3

@@ -34,6 +34,8 @@ from bedplate.train.parallel import Parallel, Weights
 from bedplate.train.ranks import Ranks, Watchdog
 from bedplate.train.schedule import learning_rate_factor
 
+SHOWN = "next_token", "masked"  # parts of a loss that evaluations measure, too
+
 
 @dataclass
 class Data:
@@ -153,16 +155,17 @@ class Trainer:
         torch.manual_seed(recipe.seed * 1_000_003 + self.step + (self.ranks.data_rank << 48))
         set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
-        shown = weight = torch.zeros((), device=self.hardware.device)
+        shown = count_shown = weight = torch.zeros((), device=self.hardware.device)
         micros = split(batch, recipe.train.micro_batch_size or recipe.train.batch_size)
         for number, micro in enumerate(micros, start=1):
             with self.hardware.autocast():
                 losses = self.shared.learn(self.task.loss, micro, number == len(micros))
-            (loss, count), (part, _) = losses["loss"], losses.get("next_token", losses["loss"])
+            loss, count = losses["loss"]
+            part, its_count = next((losses[name] for name in SHOWN if name in losses), losses["loss"])
             loss.backward()
-            shown, weight = shown + part.detach(), weight + count
-        shown, weight = self.ranks.sum(torch.stack([shown, weight])).unbind()
-        mean = shown / weight.clamp(min=1)
+            shown, count_shown, weight = shown + part.detach(), count_shown + its_count, weight + count
+        shown, count_shown, weight = self.ranks.sum(torch.stack([shown, count_shown, weight])).unbind()
+        mean = shown / count_shown.clamp(min=1)
         parameters = list(self.parameters.values())
         self._norm = finish_gradients(
             parameters,
