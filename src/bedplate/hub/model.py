@@ -20,6 +20,7 @@ from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
 from bedplate.tasks.classify import predict_labels
+from bedplate.tasks.masked import CANDIDATES, fill_blanks
 
 
 @dataclass
@@ -101,9 +102,17 @@ class Model:
         """One prediction an input, in order.
 
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
-        tokens (an option; default: the model's context, at most 512) is read in windows. A language model gives
-        `{"text": continuation}`; options are those of `generate`.
+        tokens (an option; default: the model's context, at most 512) is read in windows. A masked language model gives
+        `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`; `candidates` (an
+        option) says how many tokens it names for each. A causal one gives `{"text": continuation}`; options are those
+        of `generate`.
         """
+        if isinstance(self.module, MaskedLM):
+            candidates = options.pop("candidates", CANDIDATES)
+            if options:
+                raise InputError(f"{next(iter(options))} is no option of a masked language model; it has candidates")
+            blanked = [inputs] if isinstance(inputs, str) else list(inputs)
+            return fill_blanks(self.module, self.need_tokenizer(), blanked, candidates)
         if not isinstance(self.module, Classifier):
             return [{"text": text} for text in self.generate(inputs, **options)]
         texts = [inputs] if isinstance(inputs, str) else list(inputs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.gpt import GPTConfig, TextModel
+from bedplate.models.gpt import GPT, GPTConfig, TextModel
 from bedplate.nn.block import ACTIVATIONS, make_norm
 from bedplate.nn.heads import LinearCrossEntropy
 
@@ -70,7 +70,11 @@ class MaskedLM(Encoder):
 
     def forward(self, ids: Tensor, **options: Any) -> Tensor:
         """Logits `(B, N, V)`; options are those of `hidden`; with `at (B, K)` the logits there, `(B, K, V)`."""
-        return self.head(self.transform(self.hidden(ids, **options)))
+        return self.predictions(self.hidden(ids, **options))
+
+    def predictions(self, hidden: Tensor) -> Tensor:
+        """Logits `(..., V)` of hidden states `(..., D)`."""
+        return self.head(self.transform(hidden))
 
     def loss(self, ids: Tensor, at: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """(summed negative log-likelihood in nats of `targets (B, K)`, the tokens that stood `at (B, K)`; their number).
@@ -83,3 +87,8 @@ class MaskedLM(Encoder):
     def flops_per_token(self, length: int) -> int:
         """As of a model that predicts every token: an upper bound where few are masked."""
         return super().flops_per_token(length) + 6 * (self.head.weight.numel() + self.transform.dense.weight.numel())
+
+
+def language_model(config: GPTConfig) -> GPT | MaskedLM:
+    """The network that a family is pre-trained as."""
+    return MaskedLM(config) if config.is_encoder else GPT(config)

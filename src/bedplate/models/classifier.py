@@ -60,12 +60,14 @@ class Classifier(TextModel):
     def of(
         base: TextModel,
         labels: Sequence[str],
-        pooling: Pooling = "last",
+        pooling: Pooling | None = None,
         *,
         dropout: float | None = None,
         is_causal: bool | None = None,
     ) -> Classifier:
         """A classifier with a copy of the base model's weights, and a score that says nothing yet.
+
+        By default it reads the token that has seen all: an encoder's first, the last otherwise.
 
         Raises:
             InputError: the base's family has no such pooling, or no causal attention.
@@ -79,7 +81,7 @@ class Classifier(TextModel):
             config = replace(config, trunk=replace(config.trunk, dropout=dropout))
         if is_causal is not None:
             config = replace(config, is_causal=is_causal)
-        classifier = Classifier(config, labels, pooling)
+        classifier = Classifier(config, labels, pooling or ("cls" if config.is_encoder else "last"))
         weights = {name: value for name, value in base.state_dict().items() if not name.startswith(("head.", "score."))}
         absent, _ = classifier.load_state_dict(weights, strict=False)
         assert all(name.startswith(("score.", "pooler.", "transform.")) for name in absent), absent
