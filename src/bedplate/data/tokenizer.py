@@ -162,7 +162,7 @@ def affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def frame_texts(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy that puts the end-of-text token before and behind each text, unless it already puts something there.
+    """Return a copy that puts the end-of-text token before and behind a text, unless it already puts something there.
 
     An encoder's classifier reads the first token; in packed rows that one stood between documents.
     """

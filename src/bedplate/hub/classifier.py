@@ -63,7 +63,9 @@ def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling,
     values: dict[str, Any] = {
         "architectures": [
             re.sub(
-                "ForCausalLM|LMHeadModel|ForMaskedLM", _form(config.family, pooling), FAMILIES[config.family].architecture
+                "ForCausalLM|LMHeadModel|ForMaskedLM",
+                _form(config.family, pooling),
+                FAMILIES[config.family].architecture,
             )
         ],
         "id2label": {str(i): label for i, label in enumerate(labels)},

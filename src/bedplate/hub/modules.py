@@ -19,6 +19,7 @@ SPECIAL = {
     "sep_token_id": ("[SEP]", "</s>", "<|endoftext|>"),
 }
 
+
 def make_module(config: GPTConfig, head: ClassifierHead | None, names: Container[str]) -> GPT | Encoder | Classifier:
     """The module of a config file and the tensors beside it; an encoder whose checkpoint has no head has none here."""
     if head is not None:

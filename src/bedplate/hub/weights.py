@@ -95,10 +95,16 @@ HEAD, TRANSFORM, POOLER = "head.weight", "transform.dense.weight", "pooler.dense
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 # Tensors that hold several of ours one behind the other.
 _FUSED = re.compile(r"\.(c_attn|Wqkv|Wi)\.(weight|bias)$")
-_PARTS = {"c_attn": ("q_proj", "k_proj", "v_proj"), "Wqkv": ("q_proj", "k_proj", "v_proj"), "Wi": ("gate_proj", "up_proj")}
+_PARTS = {
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "Wqkv": ("q_proj", "k_proj", "v_proj"),
+    "Wi": ("gate_proj", "up_proj"),
+}
 
 # Masks, positions and frequencies that old checkpoints carry along, and BERT's guess of the next sentence.
-_UNUSED = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\.")
+_UNUSED = re.compile(
+    r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\."
+)
 # The names of TensorFlow's norms, which the first BERTs kept.
 _OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _OLD_NORM = re.compile("|".join(map(re.escape, _OLD)))

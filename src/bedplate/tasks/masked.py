@@ -143,7 +143,6 @@ def fill_blanks(
         if len(ids) > context:
             raise InputError(f"text {number} has {len(ids)} tokens and the model reads {context}; shorten it")
         logits = module(torch.tensor([ids], device=device), at=torch.tensor([at], device=device))[0].float()
-        logits[:, mask] = -math.inf
         best = logits.softmax(-1).topk(candidates)
         rows = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         blanks = [
