@@ -24,8 +24,8 @@ from .writers import SENTENCES
 
 
 def test_special_tokens_come_first_and_bytes_follow(tokenizer: Tokenizer) -> None:
-    assert [tokenizer.id_to_token(i) for i in range(3)] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    assert {tokenizer.id_to_token(i) for i in range(3, 259)} == set(pre_tokenizers.ByteLevel.alphabet())
+    assert [tokenizer.id_to_token(i) for i in range(4)] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+    assert {tokenizer.id_to_token(i) for i in range(4, 260)} == set(pre_tokenizers.ByteLevel.alphabet())
     assert vocabulary_size(tokenizer) == 320
 
 
@@ -34,13 +34,13 @@ def test_training_is_deterministic() -> None:
 
 
 def test_a_small_corpus_gives_a_small_vocabulary() -> None:
-    assert vocabulary_size(train_tokenizer(["ab ab"], 1000)) == 260 + 1  # ab, and Ġab
+    assert vocabulary_size(train_tokenizer(["ab ab"], 1000)) == 260 + 2  # ab, and Ġab
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    assert vocabulary_size(train_tokenizer(["ab ab"], 259)) == 259
-    with pytest.raises(InputError, match=r"vocab_size 258 .* at least 259"):
-        train_tokenizer(["ab"], 258)
+    assert vocabulary_size(train_tokenizer(["ab ab"], 260)) == 260
+    with pytest.raises(InputError, match=r"vocab_size 259 .* at least 260"):
+        train_tokenizer(["ab"], 259)
 
 
 @given(st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
@@ -54,8 +54,8 @@ def test_byte_lengths_of_special_tokens_are_zero(tokenizer: Tokenizer) -> None:
     lengths = token_byte_lengths(tokenizer)
     assert lengths.dtype == np.int32
     assert lengths.shape == (320,)
-    assert lengths[:3].tolist() == [0, 0, 0]
-    assert (lengths[3:259] == 1).all()
+    assert lengths[:4].tolist() == [0, 0, 0, 0]
+    assert (lengths[4:260] == 1).all()
 
 
 def test_byte_lengths_of_a_sentencepiece_vocabulary() -> None:

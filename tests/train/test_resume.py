@@ -54,6 +54,7 @@ EVERYTHING = (
     "train.ema=0.9",
     "data.isolate_documents=true",
     "train.micro_batch_size=4",
+    "objective.masked_share=0.25",
     *DOCUMENTS,
 )
 
