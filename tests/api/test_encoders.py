@@ -25,6 +25,9 @@ PRESETS = ("bert", "modernbert")
 MASKED = ("objective.masked_share=1", "evaluate.prompts=['The cat <|mask|> a dog.']", "tokenizer.vocab_size=320")
 
 
+BERT = ("model.preset=bert", "objective.masked_share=1")
+
+
 @pytest.fixture(scope="module", params=PRESETS)
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Any) -> Path:
     """The run directory of a tiny encoder; not to be changed."""
@@ -106,11 +109,11 @@ def test_a_plan_of_an_encoder(tiny_recipe: Any, tmp_path: Path) -> None:
         (["model.preset=bert"], "objective.masked_share=1"),
         (["model.preset=bert", "objective.masked_share=0.5"], "objective.masked_share=1"),
         (
-            ["model.preset=bert", "objective.masked_share=1", "objective.document_weight=1"],
+            [*BERT, "objective.document_weight=1"],
             "document_weight is not for",
         ),
-        (["model.preset=bert", "objective.masked_share=1", "evaluate.metric=bits_per_byte"], "is not measured"),
-        (["model.preset=bert", "objective.masked_share=1", "model.num_key_value_heads=1"], "cannot hold a model"),
+        ([*BERT, "evaluate.metric=bits_per_byte"], "is not measured"),
+        ([*BERT, "model.num_key_value_heads=1"], "cannot hold a model"),
     ],
 )
 def test_bad_recipes(overrides: list[str], message: str, tiny_recipe: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hidden states and logits of BERT and ModernBERT directories written by `transformers`, read by us, and the way back."""
+"""Hidden states and logits of BERTs and ModernBERTs that `transformers` wrote, read by us, and the way back."""
 
 from __future__ import annotations
 
@@ -113,9 +113,8 @@ def check_same(ours: Any, model: Any, name: str) -> None:
     expected = padded.logits if hasattr(padded, "logits") else padded.last_hidden_state
     worst.append(difference(ours(ids, valid=valid)[valid], expected[valid]))
     at = torch.tensor([[0, 7, 28], [28, 3, 0], [10, 1, 2], [0, 0, 0]])
-    worst.append(
-        difference(ours(ids, valid=valid, at=at), expected.gather(1, at[..., None].expand(-1, -1, expected.shape[-1])))
-    )
+    there = expected.gather(1, at[..., None].expand(-1, -1, expected.shape[-1]))
+    worst.append(difference(ours(ids, valid=valid, at=at), there))
     print(f"parity {name}: {', '.join(f'{w:.1e}' for w in worst)}")
     assert max(worst) < ATOL
 
@@ -190,13 +189,10 @@ def test_reads_the_first_berts(tmp_path: Path) -> None:
     model = theirs(bert(), "PreTraining")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    old = {
-        n.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): t
-        for n, t in tensors.items()
-    }
-    save_file(
-        old | {"bert.embeddings.position_ids": torch.arange(48)[None]}, tmp_path / "model.safetensors", {"format": "pt"}
-    )
+    for new, old in {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    tensors["bert.embeddings.position_ids"] = torch.arange(48)[None]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     ours, ids = load_module(tmp_path), some_ids()[0][:1]

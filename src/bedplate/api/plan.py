@@ -14,8 +14,8 @@ from bedplate.api.doctor import _memory_bytes
 from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
-from bedplate.models.bert import language_model
-from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.models.bert import LanguageModel, language_model
+from bedplate.models.gpt import GPTConfig
 from bedplate.nn.presets import ENCODERS, PRESETS
 from bedplate.nn.rotary import RopeConfig
 from bedplate.recipe import Recipe, read_recipe
@@ -172,7 +172,7 @@ def _target(recipe: Recipe, gpu: str | None) -> Target:
     return Target(str(hardware), hardware.dtype, on_gpu, size, hardware=hardware)
 
 
-def _fit(module: GPT, recipe: Recipe, layout: Layout, target: Target, total: int) -> dict[str, Any]:
+def _fit(module: LanguageModel, recipe: Recipe, layout: Layout, target: Target, total: int) -> dict[str, Any]:
     """{"fits", "memory", "usable" in bytes, "change"}: the first overrides that fit, [] if none are needed or known."""
     usable = target.usable
     if usable is None:
@@ -185,7 +185,7 @@ def _fit(module: GPT, recipe: Recipe, layout: Layout, target: Target, total: int
 
 
 def _time(
-    module: GPT, recipe: Recipe, layout: Layout, target: Target, efficiency: float | None, measure: bool
+    module: LanguageModel, recipe: Recipe, layout: Layout, target: Target, efficiency: float | None, measure: bool
 ) -> tuple[dict[str, float] | None, list[str]]:
     """({"seconds", "step_seconds", "tokens_per_second", "efficiency", "peak_flops"} or None, where they come from)."""
     flops, work = step_flops(module, recipe)

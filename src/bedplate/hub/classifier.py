@@ -35,16 +35,8 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
     architectures = [str(name) for name in values.get("architectures") or ()]
     if not any(name.endswith((SEQUENCES, TOKENS)) for name in architectures):
         return None
-    family, pooling = values.get("model_type"), values.get(POOLING)
-    if any(name.endswith(TOKENS) for name in architectures):
-        if pooling != "mean" or _form(family, "mean") != TOKENS:
-            raise InputError(f"{where}: the model labels tokens, not texts, which is not supported")
-    elif family == "modernbert":
-        pooling = pooling or "cls"
-        if pooling not in ("cls", "mean"):
-            raise InputError(f"{where}: {POOLING}={pooling!r} is not supported; supported: cls, mean")
-    else:
-        pooling = "cls" if family == "bert" else "last"
+    form = TOKENS if any(name.endswith(TOKENS) for name in architectures) else SEQUENCES
+    pooling = _pooling(values, form, where)
     if (kind := values.get("problem_type") or SINGLE_LABEL) != SINGLE_LABEL:
         raise InputError(f"{where}: problem_type={kind!r} is not supported; supported: {SINGLE_LABEL}")
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
@@ -60,21 +52,29 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
 
 def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling, pad_token_id: int) -> dict[str, Any]:
     """What turns the config file of a language model into that of its classifier."""
+    form, base = _form(config.family, pooling), FAMILIES[config.family].architecture
     values: dict[str, Any] = {
-        "architectures": [
-            re.sub(
-                "ForCausalLM|LMHeadModel|ForMaskedLM",
-                _form(config.family, pooling),
-                FAMILIES[config.family].architecture,
-            )
-        ],
+        "architectures": [re.sub("ForCausalLM|LMHeadModel|ForMaskedLM", form, base)],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "pad_token_id": pad_token_id,
     }
-    if _form(config.family, pooling) == SEQUENCES:
+    if form == SEQUENCES:
         values["problem_type"] = SINGLE_LABEL
     return values | ({} if pooling == "last" else {POOLING: pooling})
+
+
+def _pooling(values: Mapping[str, Any], form: str, where: str) -> Pooling:
+    family, named = values.get("model_type"), values.get(POOLING)
+    if form == TOKENS:
+        if named != "mean" or _form(family, "mean") != TOKENS:
+            raise InputError(f"{where}: the model labels tokens, not texts, which is not supported")
+        return "mean"
+    if family != "modernbert":
+        return "cls" if family == "bert" else "last"
+    if named not in ("cls", "mean", None):
+        raise InputError(f"{where}: {POOLING}={named!r} is not supported; supported: cls, mean")
+    return "mean" if named == "mean" else "cls"
 
 
 def _form(family: Any, pooling: Pooling) -> str:

@@ -204,11 +204,10 @@ def load_module(
         tensor = tensor_from_hf(layout, name, lambda source: weights[names[source]])
         # Copied out of the memory map: a file that is replaced later must not change or crash a model in use.
         state[name] = tensor.to(device, target, copy=True, memory_format=torch.contiguous_format)
-    has_head = isinstance(module, GPT | MaskedLM)
-    if has_head and config.tie_word_embeddings:
+    if isinstance(module, GPT | MaskedLM) and config.tie_word_embeddings:
         state[HEAD] = state["embed.weight"]
     module.load_state_dict(state, assign=True)
-    if has_head:
+    if isinstance(module, GPT | MaskedLM):
         module.tie_weights()
     return module.eval()
 

@@ -177,8 +177,8 @@ class Model:
             raise InputError("this model fills blanks (`predict`) and writes no text; use a GPT for that")
         if isinstance(self.module, Encoder):
             raise InputError(
-                "this model is an encoder with no head, so it has nothing to predict; fine-tune it (bedplate finetune), "
-                "or read its hidden states (module.hidden)"
+                "this model is an encoder with no head and predicts nothing; fine-tune it (bedplate finetune), or read "
+                "its hidden states (module.hidden)"
             )
         if not isinstance(self.module, GPT):
             labels = ", ".join(self.module.labels[:8])

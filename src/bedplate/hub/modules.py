@@ -38,7 +38,7 @@ def is_bare(module: TextModel) -> bool:
 def encoder_to_hf(module: TextModel, architecture: str, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What a config file of an encoder says beside its network.
 
-    Its `transformers` classes have special ids as defaults, which another vocabulary may not even hold; so each is named.
+    Its `transformers` classes have special ids as defaults, which another vocabulary may not even hold: each is named.
     """
     ids = {key: _first(tokenizer, names) for key, names in SPECIAL.items()}
     return ids | ({"architectures": [architecture.replace("ForMaskedLM", "Model")]} if is_bare(module) else {})

@@ -77,7 +77,7 @@ class MaskedLM(Encoder):
         return self.head(self.transform(hidden))
 
     def loss(self, ids: Tensor, at: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-        """(summed negative log-likelihood in nats of `targets (B, K)`, the tokens that stood `at (B, K)`; their number).
+        """(summed negative log-likelihood in nats of `targets (B, K)`, the tokens that stood `at (B, K)`; how many).
 
         The last block's queries and MLP, the transform and the head are computed at these places alone.
         """
@@ -89,6 +89,9 @@ class MaskedLM(Encoder):
         return super().flops_per_token(length) + 6 * (self.head.weight.numel() + self.transform.dense.weight.numel())
 
 
-def language_model(config: GPTConfig) -> GPT | MaskedLM:
+LanguageModel = GPT | MaskedLM
+
+
+def language_model(config: GPTConfig) -> LanguageModel:
     """The network that a family is pre-trained as."""
     return MaskedLM(config) if config.is_encoder else GPT(config)

@@ -18,8 +18,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear head without ever holding all logits.
 
     A chunk of rows is taken through logits, loss and gradient while it is warm in the processor's cache; only the
-    gradients of the hidden states, the weight and the bias are kept. Same three matrix products as the plain way, a fraction of
-    its memory.
+    gradients of the hidden states, the weight and the bias are kept. Same three matrix products as the plain way, a
+    fraction of its memory.
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ from typing import Any
 from bedplate.nn.rotary import RopeConfig
 
 # What the families differ in; sizes come from the recipe or the config file. Sources: GPT-2 (Radford et al. 2019),
-# Llama (arXiv 2302.13971, 2407.21783), Qwen3 (arXiv 2505.09388), BERT (arXiv 1810.04805), ModernBERT (arXiv 2412.13663).
+# Llama (arXiv 2302.13971, 2407.21783), Qwen3 (arXiv 2505.09388), BERT (arXiv 1810.04805), ModernBERT (2412.13663).
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "norm": "layer",

@@ -27,7 +27,7 @@ class Trunk(nn.Module):
     def forward(self, span: Span, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
         """Final hidden states `(B, N, D)`. With a cache, the span stands behind what the cache holds.
 
-        With `at (B,)` or `(B, K)`, only those of some tokens of each row, `(B, K, D)`: the last block spares the others.
+        With `at (B,)` or `(B, K)`, only those of K tokens of each row, `(B, K, D)`: the last block spares the others.
         """
         tables, local_tables = (r.tables(span.pos) if r else None for r in (self.rotary, self.local_rotary))
         ctx = Context.of(span, cache, tables, local_tables)

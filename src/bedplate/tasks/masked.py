@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from os.path import commonprefix
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -44,7 +43,7 @@ class Masked:
         collect: Callable[[list[Tensor]], list[Tensor]] = list,
     ) -> None:
         self.module, self.tokenizer, self._collect = module, tokenizer, collect
-        blank = tokenizer.id_to_token(mask_id(tokenizer))
+        blank = _blank(tokenizer)
         self.prompts = [prompt if blank in prompt else f"{prompt} {blank}" for prompt in prompts]
         lengths = token_byte_lengths(tokenizer)
         padding = module.config.vocab_size - len(lengths)  # a network may have more rows than its tokenizer has tokens
@@ -95,15 +94,24 @@ class Masked:
         if not self.prompts:
             return []
         filled = fill_blanks(self.module, self.tokenizer, self.prompts)
-        texts = [row["text"] for row in filled]
-        begun = [commonprefix(pair) for pair in zip(self.prompts, texts, strict=True)]
-        return [{"prompt": start, "text": text[len(start) :]} for start, text in zip(begun, texts, strict=True)]
+        return [_parted(p, f["text"]) for p, f in zip(self.prompts, filled, strict=True)]
 
     def flops(self, batch: Batch) -> int:
         """The head's are those of hidden tokens alone."""
         (rows, length), places = batch["masked_ids"].shape, batch["masked_at"].shape[1]
         head = self.module.head.weight.numel() + self.module.transform.dense.weight.numel()
         return rows * (length * self.module.flops_per_token(length) - 6 * (length - places) * head)
+
+
+def _blank(tokenizer: Tokenizer) -> str:
+    """How a blank is written."""
+    return str(tokenizer.id_to_token(mask_id(tokenizer)))
+
+
+def _parted(prompt: str, text: str) -> dict[str, str]:
+    """A filled text, parted where it leaves the prompt."""
+    same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
+    return {"prompt": text[:same], "text": text[same:]}
 
 
 def _masks(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -130,7 +138,7 @@ def fill_blanks(
         InputError: the tokenizer has no mask token, or a text has none of it or is longer than the context.
     """
     mask, context = mask_id(tokenizer), module.config.max_position_embeddings
-    blank = tokenizer.id_to_token(mask)
+    blank = _blank(tokenizer)
     if not 0 < candidates <= module.config.vocab_size:
         raise InputError(f"candidates={candidates} is not between 1 and the vocabulary of {module.config.vocab_size}")
     was_training, device, filled = module.training, module.embed.weight.device, []
