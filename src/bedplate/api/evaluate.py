@@ -12,14 +12,19 @@ from tokenizers import Tokenizer
 from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
+from bedplate.data.masking import MaskedBatches, Masking
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
 from bedplate.metrics.classification import confusion_matrix
+from bedplate.models.bert import MaskedLM
 from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify
 from bedplate.tasks.language import Language
+from bedplate.tasks.masked import Masked
 from bedplate.train.hardware import choose_device
+
+MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as most are trained
 
 
 def evaluate(
@@ -77,7 +82,11 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         text = prepare(paths, loaded.tokenizer, column=column or "text", val_fraction=0, cache_dir=scratch).train
         batches = EvalLoader(text, length, batch_size, isolate_documents=isolate_documents)
-        metrics = Language(module, loaded.tokenizer).evaluate(batches)
+        if isinstance(module, MaskedLM):
+            masks = Masking.of(loaded.tokenizer, MASK_RATE, shift=0, seed=0)
+            metrics = Masked(module, loaded.tokenizer).evaluate(MaskedBatches(batches, masks))
+        else:
+            metrics = Language(loaded.need_language_model(), loaded.tokenizer).evaluate(batches)
         tokens, size = len(text), text.bytes
     rows = int(metrics["loss"]["n"])
     return {"n": rows, "metrics": metrics, "tokens": tokens, "bytes": size, "sequence_length": length}
@@ -85,7 +94,8 @@ def evaluate(
 
 def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, length: int) -> dict[str, Any]:
     labels = [module.labels.index(label) for label in data.labels]
-    rows, task = encode_rows(tokenizer, data.texts, labels, length), Classify(module)
+    framed = module.config.is_encoder
+    rows, task = encode_rows(tokenizer, data.texts, labels, length, framed=framed), Classify(module)
     logits, truth = task.logits(SortedEvalLoader(rows))
     matrix = confusion_matrix(truth.numpy(), logits.argmax(1).numpy(), len(module.labels))
     return {

@@ -85,7 +85,8 @@ class ClassifyRun(FinetuneRun):
     def encode(self, part: LabelledTexts) -> Rows:
         index = {label: number for number, label in enumerate(self.classes)}
         labels = [index[label] for label in part.labels]
-        return encode_rows(self.tokenizer, part.texts, labels, self.length, self.recipe.data.max_tokens)
+        most, framed = self.recipe.data.max_tokens, self.base.config.is_encoder
+        return encode_rows(self.tokenizer, part.texts, labels, self.length, most, framed)
 
     def trainer(self, log: RunLog) -> Trainer:
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
@@ -126,7 +127,11 @@ class ClassifyRun(FinetuneRun):
         write_whole(self.out / "scored.json", json.dumps(self.scored, indent=2, ensure_ascii=False))
 
     def record(self) -> dict[str, Any]:
-        record = super().record() | {"classes": self.classes, "pooling": self.module.pooling}
+        record = super().record() | {
+            "classes": self.classes,
+            "pooling": self.module.pooling,
+            "family": self.module.config.family,
+        }
         if self.scored:  # not before the model is trained: what is on the disk may be of an earlier one
             record |= {key: self.scored[key] for key in ("confusion", "mistakes")}
             if self.scored["on"] == "test":

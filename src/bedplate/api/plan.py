@@ -14,10 +14,13 @@ from bedplate.api.doctor import _memory_bytes
 from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
-from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.models.bert import LanguageModel, language_model
+from bedplate.models.gpt import GPTConfig
+from bedplate.nn.presets import ENCODERS, PRESETS
 from bedplate.nn.rotary import RopeConfig
 from bedplate.recipe import Recipe, read_recipe
 from bedplate.tasks.language import Language
+from bedplate.tasks.masked import Masked
 from bedplate.train.accelerators import Accelerator, find_accelerator, nearest_anchor
 from bedplate.train.calibrate import measure_speed
 from bedplate.train.estimate import Layout, memory, step_flops
@@ -34,7 +37,7 @@ SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
     """The network that a recipe describes."""
     values = recipe.model.model_dump(exclude={"preset", "rope_theta", "max_position_embeddings"})
-    if recipe.model.preset != "gpt2":
+    if PRESETS[recipe.model.preset].get("rope", True):
         values["rope"] = RopeConfig(rope_theta=recipe.model.rope_theta)
     return GPTConfig.from_preset(
         recipe.model.preset,
@@ -46,8 +49,10 @@ def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
 
 def check_metric(recipe: Recipe) -> None:
     """Raise InputError if the task does not measure `evaluate.metric`."""
-    if recipe.evaluate.metric not in Language.metrics:
-        measured = ", ".join(Language.metrics)
+    encodes = recipe.model.preset in ENCODERS
+    measures = Masked.metrics if encodes else Language.metrics
+    if recipe.evaluate.metric not in measures:
+        measured = ", ".join(measures)
         raise InputError(f"evaluate.metric={recipe.evaluate.metric!r} is not measured; choose one of {measured}")
     if recipe.evaluate.metric.startswith("masked") and not recipe.objective.masked_share:
         raise InputError(
@@ -110,7 +115,7 @@ def plan(
     config = gpt_config(resolved, vocab_size)
     config_to_hf(config)  # refuses what no model directory could hold
     with torch.device("meta"):
-        module = GPT(config)
+        module = language_model(config)
     count = gpus or resolved.parallel.shard * resolved.parallel.tensor
     layout = Layout.of(resolved, config.trunk, count)
     parameters = sum(p.numel() for p in module.parameters())
@@ -167,7 +172,7 @@ def _target(recipe: Recipe, gpu: str | None) -> Target:
     return Target(str(hardware), hardware.dtype, on_gpu, size, hardware=hardware)
 
 
-def _fit(module: GPT, recipe: Recipe, layout: Layout, target: Target, total: int) -> dict[str, Any]:
+def _fit(module: LanguageModel, recipe: Recipe, layout: Layout, target: Target, total: int) -> dict[str, Any]:
     """{"fits", "memory", "usable" in bytes, "change"}: the first overrides that fit, [] if none are needed or known."""
     usable = target.usable
     if usable is None:
@@ -180,7 +185,7 @@ def _fit(module: GPT, recipe: Recipe, layout: Layout, target: Target, total: int
 
 
 def _time(
-    module: GPT, recipe: Recipe, layout: Layout, target: Target, efficiency: float | None, measure: bool
+    module: LanguageModel, recipe: Recipe, layout: Layout, target: Target, efficiency: float | None, measure: bool
 ) -> tuple[dict[str, float] | None, list[str]]:
     """({"seconds", "step_seconds", "tokens_per_second", "efficiency", "peak_flops"} or None, where they come from)."""
     flops, work = step_flops(module, recipe)

@@ -22,13 +22,15 @@ from bedplate.data.loader import Batch, EvalLoader, Loader, TextLoader, prefetch
 from bedplate.data.masking import MaskedBatches, MaskedLoader, Masking
 from bedplate.data.shards import TextData
 from bedplate.data.text import prepare
-from bedplate.data.tokenizer import end_of_text_id, load_tokenizer, vocabulary_size
+from bedplate.data.tokenizer import end_of_text_id, frame_texts, load_tokenizer, mask_id, vocabulary_size
 from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
+from bedplate.models.bert import MaskedLM, language_model
 from bedplate.models.gpt import GPT
 from bedplate.recipe import Recipe, read_recipe
 from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks.language import Language
+from bedplate.tasks.masked import Masked
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
@@ -59,11 +61,11 @@ def pretrain(
 
 
 class Pretraining(Run[Recipe]):
-    """A language model from text."""
+    """A language model from text: one that writes on, or one that fills blanks."""
 
     verb = "pretrain"
     scales = True
-    module: GPT
+    module: GPT | MaskedLM
 
     def __init__(self, recipe: Recipe, resume: bool, command: str) -> None:
         check_metric(recipe)
@@ -82,7 +84,7 @@ class Pretraining(Run[Recipe]):
         self.context = config.max_position_embeddings
         is_sharded = recipe.parallel.shard * recipe.parallel.tensor > 1
         with torch.device("meta") if is_sharded else nullcontext():
-            self.module = GPT(config)
+            self.module = language_model(config)
         self.weights = self.module.initial_weights(recipe.seed) if is_sharded else None
         if self.weights is None:
             self.module.init_weights(recipe.seed)
@@ -111,16 +113,20 @@ class Pretraining(Run[Recipe]):
             loader = DocumentLoader(loader, streams, train.batch_size, documents, recipe.seed, *shares)
             size = vocabulary_size(self.tokenizer)
             statistics = token_statistics(streams, size, [end_of_text_id(self.tokenizer)])
-        task = Language(
-            self.module,
-            self.tokenizer,
-            recipe.evaluate.prompts,
-            recipe.evaluate.sample_tokens,
-            masked_share=recipe.objective.masked_share,
-            document_weight=weight,
-            token_statistics=statistics,
-            collect=self.ranks.interleave,
-        )
+        task: Language | Masked
+        if isinstance(self.module, MaskedLM):
+            task = Masked(self.module, self.tokenizer, self._prompts(), self.ranks.interleave)
+        else:
+            task = Language(
+                self.module,
+                self.tokenizer,
+                recipe.evaluate.prompts,
+                recipe.evaluate.sample_tokens,
+                masked_share=recipe.objective.masked_share,
+                document_weight=weight,
+                token_statistics=statistics,
+                collect=self.ranks.interleave,
+            )
         held_out = self.data[0].val
         val: Iterable[Batch] | None = None
         if held_out is not None:
@@ -153,7 +159,11 @@ class Pretraining(Run[Recipe]):
         objective = self.recipe.objective
         if not objective.masked_share:
             return None
-        return Masking.of(self.tokenizer, objective.mask_rate, shift=1, seed=self.recipe.seed)
+        shift = 0 if isinstance(self.module, MaskedLM) else 1
+        return Masking.of(self.tokenizer, objective.mask_rate, shift, self.recipe.seed)
+
+    def _prompts(self) -> list[str]:
+        return self.recipe.evaluate.prompts if self.recipe.evaluate.sample_tokens else []
 
     @property
     def parallel(self) -> ParallelRecipe:
@@ -184,10 +194,16 @@ class Pretraining(Run[Recipe]):
 
     def best_metric(self) -> tuple[str, str]:
         metric = self.recipe.evaluate.metric
-        return metric, Language.metrics[metric]
+        return metric, (Masked if isinstance(self.module, MaskedLM) else Language).metrics[metric]
 
     def write_model(self, card: str) -> None:
-        save_directory(self.out / "model", self.module, self.tokenizer, card, overwrite=True)
+        tokenizer = frame_texts(self.tokenizer) if isinstance(self.module, MaskedLM) else self.tokenizer
+        save_directory(self.out / "model", self.module, tokenizer, card, overwrite=True)
+
+    def record(self) -> dict[str, Any]:
+        masked = isinstance(self.module, MaskedLM)
+        blank = {"blank": self.tokenizer.id_to_token(mask_id(self.tokenizer))} if masked else {}
+        return super().record() | blank
 
     def write_report(self, record: dict[str, Any]) -> None:
         write_report(self.out, record, self.timings)

@@ -61,8 +61,13 @@ def write_report(
     if best := record["metrics"].get("bits_per_byte"):
         summary |= {"val_bits_per_byte": best["value"]}
         summary |= {"val_bits_per_byte_low": best["low"], "val_bits_per_byte_high": best["high"]}
+    if foretold := record["metrics"].get("masked_accuracy"):
+        summary |= {"val_masked_accuracy": foretold["value"]}
+        summary |= {"val_masked_accuracy_low": foretold["low"], "val_masked_accuracy_high": foretold["high"]}
+    blank = record.get("blank")
+    use = f'predict {out}/model "The film was {blank}."' if blank else f'generate {out}/model "Once upon a time"'
     commands = commands or [
-        f'bedplate generate {out}/model "Once upon a time"',
+        f"bedplate {use}",
         f"bedplate evaluate {out}/model --data YOUR_TEXT.txt",
         f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
     ]

@@ -171,6 +171,7 @@ def _write(out: Path, result: dict[str, Any], comparison: Transfer, facts: dict[
         "command": f"bedplate transfer --data {facts['path'][0]} --base {base if ':' in base else Path(base).name}",
         "classes": result["classes"],
         "pooling": comparison.kept[0].pooling,
+        "family": comparison.kept[0].config.family,
         "metrics": {"accuracy": best["accuracy"], "macro_f1": best["macro_f1"]},
         "parameters": sum(p.numel() for p in comparison.kept[0].parameters()),
         "environment": result["environment"],

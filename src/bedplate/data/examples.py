@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bedplate.data.tokenizer import affixes
+from bedplate.errors import InputError
+
 Batch = dict[str, Tensor]
 
 SORTED = 32
@@ -46,6 +49,7 @@ def encode_rows(
     labels: Sequence[int] | None,
     sequence_length: int,
     max_tokens: int | None = None,
+    framed: bool = False,
 ) -> Rows:
     """Tokenise texts into rows of at most `sequence_length` tokens.
 
@@ -55,6 +59,10 @@ def encode_rows(
     Args:
         labels: Index of each text's label; None where there are none.
         max_tokens: Tokens after which a text is cut; None for no limit.
+        framed: Whether each row stands between what the tokenizer puts around a text, such as BERT's [CLS] and [SEP].
+
+    Raises:
+        InputError: nothing fits between these.
     """
     spelt = tokenizer.encode_special_tokens
     tokenizer.encode_special_tokens = True
@@ -62,13 +70,17 @@ def encode_rows(
         encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     finally:
         tokenizer.encode_special_tokens = spelt
+    before, behind = affixes(tokenizer) if framed else ([], [])
+    room = sequence_length - len(before) - len(behind)
+    if room < 1:
+        raise InputError(f"sequence_length={sequence_length} has no room beside the tokens around a text; give more")
     ids: list[list[int]] = []
     text: list[int] = []
     windowed = truncated = 0
     for number, tokens in enumerate(encoded):
         if max_tokens is not None and len(tokens) > max_tokens:
             tokens, truncated = tokens[:max_tokens], truncated + 1
-        rows = _windows(tokens, sequence_length)
+        rows = [before + row + behind for row in _windows(tokens, room)]
         windowed += len(rows) > 1
         ids += rows
         text += [number] * len(rows)

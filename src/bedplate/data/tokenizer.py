@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from bedplate.errors import InputError
 
@@ -150,6 +150,30 @@ def mask_id(tokenizer: Tokenizer) -> int:
         if (index := tokenizer.token_to_id(token)) is not None:
             return int(index)
     raise InputError(f"the tokenizer has no mask token; add one of {', '.join(MASK)} to its vocabulary")
+
+
+def affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and behind a text, such as BERT's `[CLS]` and `[SEP]`."""
+    encoding = tokenizer.encode("a")
+    is_text = [place for place, is_added in enumerate(encoding.special_tokens_mask) if not is_added]
+    if not is_text:
+        return list(encoding.ids), []
+    return encoding.ids[: is_text[0]], encoding.ids[is_text[-1] + 1 :]
+
+
+def frame_texts(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that puts the end-of-text token before and behind a text, unless it already puts something there.
+
+    An encoder's classifier reads the first token; in packed rows that one stood between documents.
+    """
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    if affixes(tokenizer) == ([], []):
+        end = end_of_text_id(tokenizer)
+        name = tokenizer.id_to_token(end)
+        copy.post_processor = processors.TemplateProcessing(
+            single=f"{name} $A {name}", pair=f"{name} $A {name} $B:1 {name}:1", special_tokens=[(name, end)]
+        )
+    return copy
 
 
 def special_ids(tokenizer: Tokenizer) -> list[int]:

@@ -25,8 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```"""
+FILLS = """The folder loads in `transformers` as well, as `AutoModelForMaskedLM`."""
+SEQUENCES = """The folder loads in `transformers` as well, as `AutoModelForSequenceClassification`."""
 CLASSIFIES = {
-    "last": """The folder loads in `transformers` as well, as `AutoModelForSequenceClassification`.""",
+    "last": SEQUENCES,
+    "cls": SEQUENCES,
     "mean": """The folder loads in `transformers` as well, as `AutoModelForTokenClassification`:
 the mean of its logits over the tokens of a text are the logits of the text.""",
 }
@@ -40,7 +43,8 @@ def model_card(record: Mapping[str, Any]) -> str:
             `name`, `description`, `license`, `language`, `base_model`, `command`: strings;
             `parameters`: a count;
             `recipe`: the resolved recipe, as plain data;
-            `classes` and `pooling`: labels of a classifier, and how it reads a text;
+            `classes`, `pooling` and `family`: labels of a classifier, how it reads a text, and its architecture;
+            `blank`: the token that a masked language model fills in;
             `chat`: whether the model answers;
             `limits`: a text: what the model should not be used for;
             `curve`: [(step, held-out bits per byte)];
@@ -53,7 +57,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     family = recipe.get("model", {}).get("preset")
     front: dict[str, Any] = {
         "library_name": "bedplate",
-        "pipeline_tag": "text-classification" if record.get("classes") else "text-generation",
+        "pipeline_tag": _pipeline(record),
         "tags": ["bedplate", family] if family else ["bedplate"],
     }
     front |= {key: record[key] for key in ("license", "language", "base_model") if record.get(key)}
@@ -69,9 +73,19 @@ def model_card(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _pipeline(record: Mapping[str, Any]) -> str:
+    if record.get("classes"):
+        return "text-classification"
+    return "fill-mask" if record.get("blank") else "text-generation"
+
+
 def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     if record.get("classes"):
-        return USE.format(call='model.predict("A text")[0]', elsewhere=CLASSIFIES[record["pooling"]]).strip()
+        elsewhere = SEQUENCES if record.get("family") == "modernbert" else CLASSIFIES[record["pooling"]]
+        return USE.format(call='model.predict("A text")[0]', elsewhere=elsewhere).strip()
+    if blank := record.get("blank"):
+        call = f"model.predict({f'The film was {blank}.'!r})[0]"
+        return USE.format(call=call, elsewhere=FILLS).strip()
     prompt = (recipe.get("evaluate", {}).get("prompts") or ["The"])[0]
     call = f"model.generate({prompt!r}, max_new_tokens=64)[0]"
     if record.get("chat"):

@@ -12,7 +12,7 @@ from bedplate.hub.config import FAMILIES
 from bedplate.models.classifier import Pooling
 from bedplate.models.gpt import GPTConfig
 
-CLASSIFIERS: dict[Pooling, str] = {"last": "ForSequenceClassification", "mean": "ForTokenClassification"}
+SEQUENCES, TOKENS = "ForSequenceClassification", "ForTokenClassification"
 POOLING = "classifier_pooling"  # ModernBERT's name for it
 SINGLE_LABEL = "single_label_classification"
 
@@ -33,11 +33,10 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
             classifier gives several labels to a text, or one to each token.
     """
     architectures = [str(name) for name in values.get("architectures") or ()]
-    pooling = next((p for p, end in CLASSIFIERS.items() if any(name.endswith(end) for name in architectures)), None)
-    if pooling is None:
+    if not any(name.endswith((SEQUENCES, TOKENS)) for name in architectures):
         return None
-    if pooling == "mean" and values.get(POOLING) != "mean":
-        raise InputError(f"{where}: the model labels tokens, not texts, which is not supported")
+    form = TOKENS if any(name.endswith(TOKENS) for name in architectures) else SEQUENCES
+    pooling = _pooling(values, form, where)
     if (kind := values.get("problem_type") or SINGLE_LABEL) != SINGLE_LABEL:
         raise InputError(f"{where}: problem_type={kind!r} is not supported; supported: {SINGLE_LABEL}")
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
@@ -53,12 +52,31 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
 
 def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling, pad_token_id: int) -> dict[str, Any]:
     """What turns the config file of a language model into that of its classifier."""
+    form, base = _form(config.family, pooling), FAMILIES[config.family].architecture
     values: dict[str, Any] = {
-        "architectures": [
-            re.sub("ForCausalLM|LMHeadModel", CLASSIFIERS[pooling], FAMILIES[config.family].architecture)
-        ],
+        "architectures": [re.sub("ForCausalLM|LMHeadModel|ForMaskedLM", form, base)],
         "id2label": {str(i): label for i, label in enumerate(labels)},
         "label2id": {label: i for i, label in enumerate(labels)},
         "pad_token_id": pad_token_id,
     }
-    return values | ({"problem_type": SINGLE_LABEL} if pooling == "last" else {POOLING: pooling})
+    if form == SEQUENCES:
+        values["problem_type"] = SINGLE_LABEL
+    return values | ({} if pooling == "last" else {POOLING: pooling})
+
+
+def _pooling(values: Mapping[str, Any], form: str, where: str) -> Pooling:
+    family, named = values.get("model_type"), values.get(POOLING)
+    if form == TOKENS:
+        if named != "mean" or _form(family, "mean") != TOKENS:
+            raise InputError(f"{where}: the model labels tokens, not texts, which is not supported")
+        return "mean"
+    if family != "modernbert":
+        return "cls" if family == "bert" else "last"
+    if named not in ("cls", "mean", None):
+        raise InputError(f"{where}: {POOLING}={named!r} is not supported; supported: cls, mean")
+    return "mean" if named == "mean" else "cls"
+
+
+def _form(family: Any, pooling: Pooling) -> str:
+    """What the `transformers` class is called in which the classifier is written."""
+    return TOKENS if pooling == "mean" and family != "modernbert" else SEQUENCES

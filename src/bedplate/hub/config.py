@@ -1,4 +1,4 @@
-"""`config.json` of GPT-2, Llama and Qwen3, to and from `GPTConfig`.
+"""`config.json` of every family, to and from `GPTConfig`; here those of GPT-2, Llama and Qwen3.
 
 Each file is a pydantic model whose defaults are those of its `transformers` 5 class: an absent key means here what
 it means there.
@@ -10,79 +10,31 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from bedplate.errors import InputError
+from bedplate.hub.config_bert import BertFile, ModernBertFile
+from bedplate.hub.config_file import (
+    ACTIVATIONS,
+    Activation,
+    File,
+    Off,
+    On,
+    Positive,
+    Rate,
+    RopeFile,
+    Share,
+    activation_name,
+    rope_values,
+    supported,
+)
 from bedplate.models.gpt import GPTConfig
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS
 from bedplate.nn.rotary import RopeConfig
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 
-# Names on the left are all that `transformers` has for the function on the right; the first of each is the one written.
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_accurate": "gelu_tanh",
-    "relu": "relu",
-}
-
-# What each rotary type reads, beside its name and rope_theta.
-ROPE_KEYS = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    "yarn": (
-        "factor",
-        "original_max_position_embeddings",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "attention_factor",
-        "truncate",
-    ),
-}
-ROPE_REQUIRED = ("factor", "low_freq_factor", "high_freq_factor")
-
-
-def _supported(*values: Any) -> AfterValidator:
-    """A field that may hold only these values; `_sentence` words the error."""
-
-    def check(value: Any) -> Any:
-        if value not in values:
-            raise ValueError(f"supported: {', '.join(map(str, values))}")
-        return value
-
-    return AfterValidator(check)
-
-
-Activation = Annotated[str, _supported(*ACTIVATIONS)]
-Off = Annotated[bool, _supported(False)]
-On = Annotated[bool, _supported(True)]
-
-
-class _File(BaseModel):
-    """Keys without a field here do not change what the model computes."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    architecture: ClassVar[str]
-
-    vocab_size: Positive
-    is_causal: bool = True  # False: `transformers` (from 5.0) lets every token see all
-    quantization_config: Annotated[dict[str, Any] | None, _supported(None)] = None
-
-
-class _GPT2File(_File):
+class _GPT2File(File):
     architecture = "GPT2LMHeadModel"
 
     vocab_size: Positive = 50257
@@ -130,7 +82,7 @@ class _GPT2File(_File):
             "n_layer": c.num_hidden_layers,
             "n_head": c.num_attention_heads,
             "n_inner": c.intermediate_size,
-            "activation_function": _activation_name(c.activation),
+            "activation_function": activation_name(c.activation),
             "layer_norm_epsilon": c.norm_eps,
             "attn_pdrop": c.dropout,
             "resid_pdrop": c.dropout,
@@ -138,43 +90,7 @@ class _GPT2File(_File):
         }
 
 
-class _RopeFile(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    rope_type: Annotated[str, _supported(*ROPE_KEYS)] = Field(
-        "default", validation_alias=AliasChoices("rope_type", "type")
-    )
-    rope_theta: Rate
-    factor: Rate | None = None
-    low_freq_factor: Rate | None = None
-    high_freq_factor: Rate | None = None
-    original_max_position_embeddings: Positive | None = None
-    beta_fast: Rate | None = None
-    beta_slow: Rate | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    attention_factor: float | None = None
-    truncate: bool | None = None
-    partial_rotary_factor: Annotated[float | None, _supported(1.0, None)] = None
-    # One dictionary for each kind of layer, which no family here has.
-    full_attention: Annotated[dict[str, Any] | None, _supported(None)] = None
-    sliding_attention: Annotated[dict[str, Any] | None, _supported(None)] = None
-
-    def config(self, context: int) -> RopeConfig:
-        """Absent keys are filled as in `modeling_rope_utils`; `context` is the model's longest."""
-        keys = ROPE_KEYS[self.rope_type]
-        values = self.model_dump(include={"rope_type", "rope_theta", *keys}, exclude_none=True)
-        if "original_max_position_embeddings" in keys:
-            original = values.setdefault("original_max_position_embeddings", context)
-            if self.rope_type == "yarn":
-                values.setdefault("factor", context / original)
-        for key in ROPE_REQUIRED:
-            if key in keys and key not in values:
-                raise ValueError(f"rotary positions of type {self.rope_type!r} need {key}, which is missing")
-        return RopeConfig(**values)
-
-
-class _LlamaFile(_File):
+class _LlamaFile(File):
     architecture = "LlamaForCausalLM"
     family: ClassVar[str] = "llama"
 
@@ -189,7 +105,7 @@ class _LlamaFile(_File):
     max_position_embeddings: Positive = 2048
     rms_norm_eps: Rate = 1e-6
     tie_word_embeddings: bool = False
-    rope: _RopeFile = Field(validation_alias=AliasChoices("rope_scaling", "rope_parameters"))
+    rope: RopeFile = Field(validation_alias=AliasChoices("rope_scaling", "rope_parameters"))
     attention_bias: bool = False
     attention_dropout: Share = 0.0
     mlp_bias: bool = False
@@ -249,13 +165,13 @@ class _LlamaFile(_File):
             "num_attention_heads": c.num_attention_heads,
             "num_key_value_heads": c.num_key_value_heads,
             "head_dim": c.head_dim,
-            "hidden_act": _activation_name(c.activation),
+            "hidden_act": activation_name(c.activation),
             "max_position_embeddings": config.max_position_embeddings,
             "rms_norm_eps": c.norm_eps,
             "attention_bias": c.attention_bias,
             "attention_dropout": c.dropout,
             "mlp_bias": c.mlp_bias,
-            **_rope_values(c.rope or RopeConfig()),
+            **rope_values(c.rope or RopeConfig()),
         }
 
 
@@ -272,7 +188,7 @@ class _Qwen3File(_LlamaFile):
     use_sliding_window: bool = False
     sliding_window: Positive | None = 4096
     max_window_layers: int = 28
-    layer_types: list[Annotated[str, _supported("full_attention", "sliding_attention")]] | None = None
+    layer_types: list[Annotated[str, supported("full_attention", "sliding_attention")]] | None = None
 
     def windows(self) -> tuple[int | None, ...] | None:
         """A sliding window counts the token itself, ours is the largest distance."""
@@ -303,7 +219,13 @@ class _Qwen3File(_LlamaFile):
         }
 
 
-FAMILIES: dict[str, type[_GPT2File | _LlamaFile]] = {"gpt2": _GPT2File, "llama": _LlamaFile, "qwen3": _Qwen3File}
+FAMILIES: dict[str, type[_GPT2File | _LlamaFile | BertFile | ModernBertFile]] = {
+    "gpt2": _GPT2File,
+    "llama": _LlamaFile,
+    "qwen3": _Qwen3File,
+    "bert": BertFile,
+    "modernbert": ModernBertFile,
+}
 
 
 def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> GPTConfig:
@@ -334,7 +256,7 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
         "architectures": [file.architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
-        **({} if config.is_causal else {"is_causal": False}),
+        **({} if config.is_causal or config.is_encoder else {"is_causal": False}),
         **file.values(config),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
@@ -347,18 +269,6 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
             f"num_attention_heads={c.num_attention_heads}"
         )
     return values
-
-
-def _rope_values(rope: RopeConfig) -> dict[str, Any]:
-    """Both spellings: `rope_parameters` for transformers 5, `rope_theta` and `rope_scaling` for older readers."""
-    used = {key: getattr(rope, key) for key in ROPE_KEYS[rope.rope_type]}
-    scaling = {"rope_type": rope.rope_type, **{key: value for key, value in used.items() if value is not None}}
-    values = {"rope_theta": rope.rope_theta, "rope_parameters": scaling | {"rope_theta": rope.rope_theta}}
-    return values if rope.rope_type == "default" else values | {"rope_scaling": scaling}
-
-
-def _activation_name(activation: str) -> str:
-    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
 
 
 def _differences(wanted: Any, got: Any, prefix: str = "") -> list[str]:

@@ -21,7 +21,9 @@ from bedplate.data.tokenizer import end_of_text_id, save_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.classifier import classifier_from_hf, classifier_to_hf
 from bedplate.hub.config import config_from_hf, config_to_hf
+from bedplate.hub.modules import encoder_to_hf, is_bare, make_module
 from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name, their_shape
+from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier, Pooling
 from bedplate.models.gpt import GPT, GPTConfig, TextModel
 
@@ -170,7 +172,7 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
 
 def load_module(
     directory: str | Path, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
-) -> GPT | Classifier:
+) -> GPT | Encoder | Classifier:
     """The model in a directory, in evaluation mode; in memory there is one copy of the weights.
 
     Args:
@@ -184,15 +186,15 @@ def load_module(
     config, head, weights = config_from_hf(values, file), classifier_from_hf(values, file), read_weights(directory)
     layout = _layout(config, None if head is None else head.pooling)
     names = full_names(layout, weights)
-    embedding = their_name(layout, "embed.weight")
-    if head is None and config.tie_word_embeddings and HEAD in names and embedding in names:
+    embedding, own_head = their_name(layout, "embed.weight"), their_name(layout, HEAD)
+    if head is None and config.tie_word_embeddings and own_head in names and embedding in names:
         # As in `transformers`, a head that differs from the embedding is kept, whatever the config says.
-        if torch.equal(weights[names[HEAD]], weights[names[embedding]]):
-            del names[HEAD]
+        if torch.equal(weights[names[own_head]], weights[names[embedding]]):
+            del names[own_head]
         else:
             config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"), _Unfilled():
-        module = GPT(config) if head is None else Classifier(config, head.labels, head.pooling)
+        module = make_module(config, head, names)
     template = dict(module.named_parameters())  # a tied weight is there once
     sources = {name: their_name(layout, name) for name in template}
     _check(directory, {sources[n]: their_shape(sources[n], template[n].shape) for n in template}, names, weights)
@@ -202,10 +204,10 @@ def load_module(
         tensor = tensor_from_hf(layout, name, lambda source: weights[names[source]])
         # Copied out of the memory map: a file that is replaced later must not change or crash a model in use.
         state[name] = tensor.to(device, target, copy=True, memory_format=torch.contiguous_format)
-    if isinstance(module, GPT) and config.tie_word_embeddings:
-        state["head.weight"] = state["embed.weight"]
+    if isinstance(module, GPT | MaskedLM) and config.tie_word_embeddings:
+        state[HEAD] = state["embed.weight"]
     module.load_state_dict(state, assign=True)
-    if isinstance(module, GPT):
+    if isinstance(module, GPT | MaskedLM):
         module.tie_weights()
     return module.eval()
 
@@ -241,6 +243,8 @@ def save_directory(
     dtype = str(module.embed.weight.dtype).removeprefix("torch.")
     layout = _layout(module.config, module.pooling if isinstance(module, Classifier) else None)
     config = config_to_hf(module.config) | special.to_hf() | {"torch_dtype": dtype}
+    if module.config.is_encoder:
+        config |= encoder_to_hf(module, config["architectures"][0], tokenizer)
     if isinstance(module, Classifier):
         padding = _padding_id(tokenizer, tokenizer_config or {}, special)
         config |= classifier_to_hf(module.config, module.labels, module.pooling, padding)
@@ -255,7 +259,8 @@ def save_directory(
             save_tokenizer(tokenizer, partial, module.config.max_position_embeddings, tokenizer_config)
         if card:
             (partial / "README.md").write_text(card, "utf-8")
-        write_weights(partial, tensors_to_hf(layout, dict(module.named_parameters())), max_shard_bytes)
+        tensors = tensors_to_hf(layout, dict(module.named_parameters()), bare=is_bare(module))
+        write_weights(partial, tensors, max_shard_bytes)
         if directory.exists():
             os.replace(directory, old)
         try:

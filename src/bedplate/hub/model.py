@@ -15,20 +15,23 @@ from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
 from bedplate.hub.locate import locate
 from bedplate.hub.text import TextStream
+from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
 from bedplate.tasks.classify import predict_labels
+from bedplate.tasks.masked import CANDIDATES, fill_blanks
 
 
 @dataclass
 class Model:
-    """A language model or a classifier; `tokenizer` is None where the directory has none.
+    """A language model, an encoder or a classifier; `tokenizer` is None where the directory has none.
 
-    `module(ids)` gives logits: (B, N, V) of a language model, (B, C) of a classifier.
+    `module(ids)` gives logits: (B, N, V) of a language model, causal or masked, (B, C) of a classifier; hidden states
+    (B, N, D) of an encoder without a head.
     """
 
-    module: GPT | Classifier
+    module: GPT | Encoder | Classifier
     tokenizer: Tokenizer | None = None
     card: str = ""
     special: SpecialTokens = field(default_factory=SpecialTokens)
@@ -99,9 +102,17 @@ class Model:
         """One prediction an input, in order.
 
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
-        tokens (an option; default: the model's context, at most 512) is read in windows. A language model gives
-        `{"text": continuation}`; options are those of `generate`.
+        tokens (an option; default: the model's context, at most 512) is read in windows. A masked language model gives
+        `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`; `candidates` (an
+        option) says how many tokens it names for each. A causal one gives `{"text": continuation}`; options are those
+        of `generate`.
         """
+        if isinstance(self.module, MaskedLM):
+            candidates = options.pop("candidates", CANDIDATES)
+            if options:
+                raise InputError(f"{next(iter(options))} is no option of a masked language model; it has candidates")
+            blanked = [inputs] if isinstance(inputs, str) else list(inputs)
+            return fill_blanks(self.module, self.need_tokenizer(), blanked, candidates)
         if not isinstance(self.module, Classifier):
             return [{"text": text} for text in self.generate(inputs, **options)]
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -160,8 +171,15 @@ class Model:
         """The module, where it can write text.
 
         Raises:
-            InputError: it is a classifier.
+            InputError: it is a classifier or an encoder.
         """
+        if isinstance(self.module, MaskedLM):
+            raise InputError("this model fills blanks (`predict`) and writes no text; use a GPT for that")
+        if isinstance(self.module, Encoder):
+            raise InputError(
+                "this model is an encoder with no head and predicts nothing; fine-tune it (bedplate finetune), or read "
+                "its hidden states (module.hidden)"
+            )
         if not isinstance(self.module, GPT):
             labels = ", ".join(self.module.labels[:8])
             raise InputError(f"this model is a classifier (of {labels}) and writes no text; use `predict` with it")

@@ -1,4 +1,4 @@
-"""Names and layouts of weights: `transformers` checkpoints of GPT-2, Llama and Qwen3, to and from `GPT`."""
+"""Names and layouts of weights: `transformers` checkpoints of every family, to and from our modules."""
 
 from __future__ import annotations
 
@@ -41,22 +41,86 @@ _LLAMA = {
     "head": "lm_head",
     "score": "score",
 }
+_BERT = {
+    "embed": "bert.embeddings.word_embeddings",
+    "positions": "bert.embeddings.position_embeddings",
+    "types": "bert.embeddings.token_type_embeddings",
+    "embed_norm": "bert.embeddings.LayerNorm",
+    "trunk.blocks.{}.attn.q_proj": "bert.encoder.layer.{}.attention.self.query",
+    "trunk.blocks.{}.attn.k_proj": "bert.encoder.layer.{}.attention.self.key",
+    "trunk.blocks.{}.attn.v_proj": "bert.encoder.layer.{}.attention.self.value",
+    "trunk.blocks.{}.attn.o_proj": "bert.encoder.layer.{}.attention.output.dense",
+    "trunk.blocks.{}.attn_norm": "bert.encoder.layer.{}.attention.output.LayerNorm",
+    "trunk.blocks.{}.mlp.up_proj": "bert.encoder.layer.{}.intermediate.dense",
+    "trunk.blocks.{}.mlp.down_proj": "bert.encoder.layer.{}.output.dense",
+    "trunk.blocks.{}.mlp_norm": "bert.encoder.layer.{}.output.LayerNorm",
+    "pooler.dense": "bert.pooler.dense",
+    "transform.dense": "cls.predictions.transform.dense",
+    "transform.norm": "cls.predictions.transform.LayerNorm",
+    "head": "cls.predictions.decoder",
+    "head.bias": "cls.predictions.bias",
+    "score": "classifier",
+}
+_MODERNBERT = {
+    "embed": "model.embeddings.tok_embeddings",
+    "embed_norm": "model.embeddings.norm",
+    "trunk.blocks.{}.attn_norm": "model.layers.{}.attn_norm",
+    "trunk.blocks.{}.attn.q_proj": "model.layers.{}.attn.Wqkv",
+    "trunk.blocks.{}.attn.k_proj": "model.layers.{}.attn.Wqkv",
+    "trunk.blocks.{}.attn.v_proj": "model.layers.{}.attn.Wqkv",
+    "trunk.blocks.{}.attn.o_proj": "model.layers.{}.attn.Wo",
+    "trunk.blocks.{}.mlp_norm": "model.layers.{}.mlp_norm",
+    "trunk.blocks.{}.mlp.gate_proj": "model.layers.{}.mlp.Wi",
+    "trunk.blocks.{}.mlp.up_proj": "model.layers.{}.mlp.Wi",
+    "trunk.blocks.{}.mlp.down_proj": "model.layers.{}.mlp.Wo",
+    "trunk.norm": "model.final_norm",
+    "transform.dense": "head.dense",
+    "transform.norm": "head.norm",
+    "head": "decoder",
+    "score": "classifier",
+}
 # GPT2ForTokenClassification calls its score otherwise; the other families' classes agree.
-_MODULES = {"gpt2": _GPT2, "gpt2 tokens": {**_GPT2, "score": "classifier"}, "llama": _LLAMA, "qwen3": _LLAMA}
+_MODULES = {
+    "gpt2": _GPT2,
+    "gpt2 tokens": {**_GPT2, "score": "classifier"},
+    "llama": _LLAMA,
+    "qwen3": _LLAMA,
+    "bert": _BERT,
+    "modernbert": _MODERNBERT,
+}
 
-HEAD = "lm_head.weight"
+HEAD, TRANSFORM, POOLER = "head.weight", "transform.dense.weight", "pooler.dense.weight"
 
-# GPT-2's Conv1D keeps its weight (in, out), and c_attn holds query, key and value side by side.
+# GPT-2's Conv1D keeps its weight (in, out).
 _CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-_FUSED = re.compile(r"\.c_attn\.(weight|bias)$")
-_PARTS = {"q_proj": 0, "k_proj": 1, "v_proj": 2}
+# Tensors that hold several of ours one behind the other.
+_FUSED = re.compile(r"\.(c_attn|Wqkv|Wi)\.(weight|bias)$")
+_PARTS = {
+    "c_attn": ("q_proj", "k_proj", "v_proj"),
+    "Wqkv": ("q_proj", "k_proj", "v_proj"),
+    "Wi": ("gate_proj", "up_proj"),
+}
 
-# Masks and frequencies that old checkpoints carry along.
-_BUFFER = re.compile(r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$")
+# Masks, positions and frequencies that old checkpoints carry along, and BERT's guess of the next sentence.
+_UNUSED = re.compile(
+    r"\.attn\.(masked_)?bias$|\.rotary_emb\.inv_freq$|embeddings\.position_ids$|^cls\.seq_relationship\."
+)
+# The names of TensorFlow's norms, which the first BERTs kept.
+_OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+_OLD_NORM = re.compile("|".join(map(re.escape, _OLD)))
+_HEADS = {
+    "transformer.": ("lm_head.", "score.", "classifier."),
+    "model.": ("lm_head.", "score.", "classifier.", "head.", "decoder."),
+    "bert.": ("cls.", "classifier."),
+}
+# Beside a head that is not tied, `transformers` adds this bias and not cls.predictions.bias.
+_DECODER_BIAS = "cls.predictions.decoder.bias"
 
 
 def their_name(family: str, name: str) -> str:
-    """The checkpoint's name of our tensor `name`; query, key and value share one in GPT-2."""
+    """The checkpoint's name of our tensor `name`; query, key and value share one in GPT-2 and ModernBERT."""
+    if name in _MODULES[family]:
+        return _MODULES[family][name]
     module, _, kind = name.rpartition(".")
     layer = re.search(r"\.(\d+)\.", module)
     pattern = module if layer is None else module.replace(layer[0], ".{}.", 1)
@@ -65,26 +129,37 @@ def their_name(family: str, name: str) -> str:
 
 def their_shape(source: str, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of the checkpoint's tensor `source` that one of ours, of `shape`, is or is a part of."""
-    if _FUSED.search(source):
-        shape = (len(_PARTS) * shape[0], *shape[1:])
+    if fused := _FUSED.search(source):
+        shape = (len(_PARTS[fused[1]]) * shape[0], *shape[1:])
     return tuple(reversed(shape) if _CONV1D.search(source) else shape)
 
 
 def full_names(family: str, names: Iterable[str]) -> dict[str, str]:
     """{name with the prefix that a model with a head has: name in the checkpoint}, without buffers.
 
-    A checkpoint saved from the bare model (`GPT2Model`, `Qwen3Model`) has no prefix.
+    A checkpoint saved from the bare model (`GPT2Model`, `BertModel`) has no prefix.
     """
-    prefix = "transformer." if family.startswith("gpt2") else "model."
-    kept = (name for name in names if not _BUFFER.search(name))
-    return {
-        name if name.startswith((prefix, "lm_head.", "score.", "classifier.")) else prefix + name: name for name in kept
+    prefix = _prefix(family)
+    full = {
+        name if name.startswith((prefix, *_HEADS[prefix])) else prefix + name: name
+        for name in names
+        if not _UNUSED.search(name)
     }
+    if family == "bert":
+        full = {_OLD_NORM.sub(lambda m: _OLD[m[0]], ours): name for ours, name in full.items()}
+        if _DECODER_BIAS in full:
+            full["cls.predictions.bias"] = full.pop(_DECODER_BIAS)
+    return full
+
+
+def _prefix(family: str) -> str:
+    """What the names of all tensors but the heads' begin with."""
+    return f"{_MODULES[family]['embed'].split('.')[0]}."
 
 
 @torch.no_grad()
-def tensors_to_hf(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A module's `named_parameters` under the checkpoint's names and in its layout.
+def tensors_to_hf(family: str, tensors: Mapping[str, Tensor], *, bare: bool = False) -> dict[str, Tensor]:
+    """A module's `named_parameters` under the checkpoint's names and in its layout; `bare`: those without a prefix.
 
     Relies on their order, query before key before value, and on a tied head's not being among them.
     """
@@ -92,7 +167,13 @@ def tensors_to_hf(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     for name, tensor in tensors.items():
         groups.setdefault(their_name(family, name), []).append(tensor.detach())
     joined = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in groups.items()}
-    return {name: (tensor.t() if _CONV1D.search(name) else tensor).contiguous() for name, tensor in joined.items()}
+    if family == "bert" and HEAD in tensors:
+        joined[_DECODER_BIAS] = joined["cls.predictions.bias"].clone()
+    prefix = _prefix(family) if bare else ""
+    return {
+        name.removeprefix(prefix): (tensor.t() if _CONV1D.search(name) else tensor).contiguous()
+        for name, tensor in joined.items()
+    }
 
 
 def tensor_from_hf(family: str, name: str, read: Callable[[str], Tensor]) -> Tensor:
@@ -101,6 +182,7 @@ def tensor_from_hf(family: str, name: str, read: Callable[[str], Tensor]) -> Ten
     tensor = read(source)
     if _CONV1D.search(source):
         tensor = tensor.t()
-    if _FUSED.search(source):
-        tensor = tensor.chunk(len(_PARTS))[_PARTS[name.split(".")[-2]]]
+    if fused := _FUSED.search(source):
+        parts = _PARTS[fused[1]]
+        tensor = tensor.chunk(len(parts))[parts.index(name.split(".")[-2])]
     return tensor

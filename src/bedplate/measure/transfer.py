@@ -140,7 +140,7 @@ class Transfer:
     def _rows(self, part: LabelledTexts) -> Any:
         assert self.base.tokenizer is not None
         labels = [self.number[label] for label in part.labels]
-        return encode_rows(self.base.tokenizer, part.texts, labels, self.length)
+        return encode_rows(self.base.tokenizer, part.texts, labels, self.length, framed=self.base.config.is_encoder)
 
     def _network(self, sample: LabelledTexts, arm: str, seed: int) -> np.ndarray:
         """Fine-tune the network from the base's weights or from fresh ones; predict the test texts."""

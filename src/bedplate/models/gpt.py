@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.errors import InputError
+from bedplate.nn.block import make_norm
 from bedplate.nn.cache import Cache
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import LinearCrossEntropy
-from bedplate.nn.presets import PRESETS, default_intermediate_size
+from bedplate.nn.presets import ENCODERS, default_intermediate_size, trunk_options
 from bedplate.nn.span import Span
 from bedplate.nn.trunk import Trunk
 
@@ -23,7 +24,7 @@ DOCUMENT_TEMPERATURE = 4.0  # some words foretell the others less surely than a 
 
 @dataclass(frozen=True, slots=True)
 class GPTConfig:
-    """Family names are `model_type` in a `transformers` config file: gpt2, llama or qwen3."""
+    """Family names are `model_type` in a `transformers` config file: gpt2, llama, qwen3, bert or modernbert."""
 
     family: str
     vocab_size: int
@@ -31,6 +32,13 @@ class GPTConfig:
     tie_word_embeddings: bool
     trunk: TrunkConfig
     is_causal: bool = True  # False: every token sees all of its text, as in an encoder
+    type_vocab_size: int = 0  # kinds of segments that a token may be of (BERT); 0: there are none
+    embed_norm: bool = False  # whether a norm follows the embeddings
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether the family fills blanks (BERT) and does not write on (GPT)."""
+        return self.family in ENCODERS
 
     @staticmethod
     def from_preset(
@@ -60,9 +68,12 @@ class GPTConfig:
             num_key_value_heads=num_key_value_heads or num_attention_heads,
             head_dim=head_dim or hidden_size // num_attention_heads,
             intermediate_size=intermediate_size or default_intermediate_size(preset, hidden_size),
-            **{**PRESETS[preset], **options},
+            **{**trunk_options(preset, num_hidden_layers), **options},
         )
-        return GPTConfig(preset, vocab_size, max_position_embeddings, tie_word_embeddings, trunk)
+        whole = GPTConfig(preset, vocab_size, max_position_embeddings, tie_word_embeddings, trunk)
+        if preset in ENCODERS:
+            whole = replace(whole, is_causal=False, embed_norm=True, type_vocab_size=2 if preset == "bert" else 0)
+        return whole
 
 
 class TextModel(nn.Module):
@@ -75,6 +86,8 @@ class TextModel(nn.Module):
         self.embed = nn.Embedding(c.vocab_size, d)
         # Where the trunk has no rotary positions, they are learned.
         self.positions = nn.Embedding(c.max_position_embeddings, d) if c.trunk.rope is None else None
+        self.types = nn.Embedding(c.type_vocab_size, d) if c.type_vocab_size else None
+        self.embed_norm = make_norm(c.trunk) if c.embed_norm else nn.Identity()
         self.dropout = nn.Dropout(c.trunk.dropout) if c.trunk.dropout else nn.Identity()
         self.trunk = Trunk(c.trunk)
 
@@ -89,15 +102,17 @@ class TextModel(nn.Module):
         cache: Cache | None = None,
         at: Tensor | None = None,
         is_causal: bool | None = None,
+        types: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states `(B, N, D)` of `ids (B, N)`.
 
         Args:
             pos: positions `(N,)` or `(B, N)`; by default they go on from the cache's length.
             doc: document numbers `(B, N)` of packed rows; documents do not see each other, all see document 0.
-            at: the one token of each row `(B,)` whose state is wanted; the result is `(B, 1, D)` then.
+            at: the tokens of each row `(B,)` or `(B, K)` whose states are wanted; the result is `(B, K, D)` then.
             valid: False on padding `(B, N)`; `right_padded` promises that padding ends each row, which needs no mask.
             is_causal: False: every token sees all of its text, True: what stands before it; by default as configured.
+            types: segments `(B, N)` of a model that has `type_vocab_size` of them; by default 0.
         """
         start, n = (cache.length if cache else 0), ids.shape[1]
         if pos is None:
@@ -110,7 +125,10 @@ class TextModel(nn.Module):
         x = self.embed(ids)
         if self.positions is not None:
             x = x + self.positions(pos)
-        x = self.dropout(x)
+        assert types is None or self.types is not None, "this model has no types"
+        if self.types is not None:
+            x = x + (self.types.weight[0] if types is None else self.types(types))
+        x = self.dropout(self.embed_norm(x))
         if self.config.is_causal if is_causal is None else is_causal:
             return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
         return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
@@ -132,16 +150,18 @@ class TextModel(nn.Module):
         GPT-2 keeps its own: normal 0.02, residual outputs 0.02 / sqrt(2 L), zero biases. The others start as the
         identity: matrices normal 1 / sqrt(fan_in), outputs into the residual stream zero, so that every block begins as
         a no-op and depth does not set the scale; embeddings normal 0.02, which gives a tied head near-uniform first
-        predictions; a classifier's score is zero. Norm gains are 1.
+        predictions; a classifier's score is zero. Norm gains are 1. BERT keeps its own, too: normal 0.02 throughout.
         """
         generator = torch.Generator().manual_seed(seed)
-        gpt2 = self.config.family == "gpt2"
+        gpt2, bert = self.config.family == "gpt2", self.config.family == "bert"
         for name, shape in [(name, parameter.shape) for name, parameter in self.named_parameters()]:
             if len(shape) < 2:
                 yield name, torch.full(shape, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
                 continue
             if name == "score.weight":
                 std = 0.0
+            elif bert:
+                std = 0.02
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 std = 0.02 / math.sqrt(2 * self.config.trunk.num_hidden_layers) if gpt2 else 0.0
             elif gpt2 or name.startswith(("embed", "positions", "head")):

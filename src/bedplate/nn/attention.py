@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from bedplate.nn.norm import RMSNorm
 from bedplate.nn.rotary import rotate
 from bedplate.nn.span import Span
 
+Tables = tuple[Tensor, Tensor]  # cos and sin of rotary positions
+
 
 @dataclass(slots=True)
 class Context:
@@ -24,37 +26,37 @@ class Context:
     length: int  # keys in all
     is_causal: bool  # PyTorch's fused causal kernel is exact
     unmasked: bool  # every query sees every key
-    rotary: tuple[Tensor, Tensor] | None
+    rotary: Tables | None
+    local_rotary: Tables | None  # of layers with a window
     cache: Cache | None
-    at: Tensor | None = None  # (B,): the one token of each row whose output is wanted; None for all
+    at: Tensor | None = None  # (B,) or (B, K): the tokens of each row whose output is wanted; None for all
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(span: Span, cache: Cache | None, rotary: tuple[Tensor, Tensor] | None) -> Context:
-        """Decide from static facts alone which kernel serves the span."""
-        n = span.x.shape[1]
+    def of(span: Span, cache: Cache | None, rotary: Tables | None, local_rotary: Tables | None = None) -> Context:
+        """Decide from static facts alone which kernel serves the span. By default, all layers have one `rotary`."""
+        n, local_rotary = span.x.shape[1], local_rotary or rotary
         if cache is None or cache.length == 0:
             queries, keys = cache.extend(span) if cache is not None else (Keys.of(span),) * 2
-            return Context(queries, keys, n, span.kind == "causal", span.kind == "full", rotary, cache)
+            return Context(queries, keys, n, span.kind == "causal", span.kind == "full", rotary, local_rotary, cache)
         queries, keys = cache.extend(span)
         # is_causal aligns the first query with the first key, so it is wrong for a span behind a cache; but a single
         # token behind a plain cache sees everything.
-        return Context(queries, keys, cache.length, False, n == 1 and cache.plain, rotary, cache)
+        return Context(queries, keys, cache.length, False, n == 1 and cache.plain, rotary, local_rotary, cache)
 
     def last(self, at: Tensor) -> Context:
-        """What the last block gets when of each row only the token at `at (B,)` is wanted; no cache, no padding there.
+        """What the last block gets when of each row only the tokens at `at (B,)` or `(B, K)` are wanted.
 
-        Its queries and its MLP are then computed for these tokens alone.
+        Its queries and its MLP are then computed for these tokens alone. No cache, no padding there.
         """
         assert self.cache is None
-        return Context(self.queries.at(at), self.keys, self.length, False, False, self.rotary, None, at)
+        return replace(self, queries=self.queries.at(at), is_causal=False, at=at, _masks={})
 
-    def query_rotary(self) -> tuple[Tensor, Tensor]:
-        """The rotary tables of the queries, `(N | B, N or 1, 1, head_dim)`."""
-        assert self.rotary is not None
+    def query_rotary(self, tables: Tables) -> Tables:
+        """Of rotary tables those of the queries, `(N | B, N or K, 1, head_dim)`."""
         if self.at is None:
-            return self.rotary
-        cos, sin = (pick(t if t.dim() == 4 else t.expand(len(self.at), *t.shape), self.at) for t in self.rotary)
+            return tables
+        cos, sin = (pick(t if t.dim() == 4 else t.expand(len(self.at), *t.shape), self.at) for t in tables)
         return cos, sin
 
     def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
@@ -69,7 +71,7 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention, `(B, N, D) -> (B, N, D)`, or `(B, 1, D)` where one token of each row is wanted."""
+    """Scaled dot-product attention, `(B, N, D) -> (B, N, D)`, or `(B, K, D)` where K tokens of each row are wanted."""
 
     def __init__(self, config: TrunkConfig, layer: int) -> None:
         super().__init__()
@@ -91,8 +93,9 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(asked).view(*asked.shape[:2], -1, self.head_dim))
         k = self.k_norm(self.k_proj(x).view(heads))
         v = self.v_proj(x).view(heads)
-        if ctx.rotary is not None:
-            q, k = rotate(q, *ctx.query_rotary()), rotate(k, *ctx.rotary)
+        rotary = ctx.rotary if self.window is None else ctx.local_rotary
+        if rotary is not None:
+            q, k = rotate(q, *ctx.query_rotary(rotary)), rotate(k, *rotary)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if ctx.cache is not None:
             k, v = ctx.cache.update(self.layer, k, v)

@@ -38,7 +38,7 @@ def make_norm(config: TrunkConfig) -> nn.Module:
     """The trunk's norm over the hidden size."""
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, config.norm_eps)
-    return nn.LayerNorm(config.hidden_size, config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, config.norm_eps, bias=config.norm_bias)
 
 
 class MLP(nn.Module):
@@ -59,11 +59,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm residual layer, `(B, N, D) -> (B, N, D)`, or `(B, 1, D)` where one token of each row is wanted."""
+    """Pre-norm residual layer, `(B, N, D) -> (B, N, D)`, or `(B, K, D)` where K tokens of each row are wanted."""
 
     def __init__(self, config: TrunkConfig, layer: int) -> None:
         super().__init__()
-        self.attn_norm = make_norm(config)
+        self.attn_norm = make_norm(config) if layer or config.first_norm else nn.Identity()
         self.attn = Attention(config, layer)
         self.mlp_norm = make_norm(config)
         self.mlp = MLP(config)
@@ -72,3 +72,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         x = pick(x, ctx.at) + self.dropout(self.attn(for_matmul(self.attn_norm(x)), ctx))
         return x + self.dropout(self.mlp(for_matmul(self.mlp_norm(x))))
+
+
+class PostNormBlock(Block):
+    """The same with each norm behind the residual sum (arXiv 1706.03762), as in BERT."""
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        x = self.attn_norm(pick(x, ctx.at) + self.dropout(self.attn(for_matmul(x), ctx)))
+        return self.mlp_norm(x + self.dropout(self.mlp(for_matmul(x))))

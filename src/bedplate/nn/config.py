@@ -21,6 +21,9 @@ class TrunkConfig:
     intermediate_size: int
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
+    norm_bias: bool = True  # of layer norms
+    post_norm: bool = False  # norms stand behind the residual sums, as in the first Transformer and in BERT
+    first_norm: bool = True  # False: none before the first attention, where the embedding has one
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     gated: bool = True
     attention_bias: bool = False
@@ -29,6 +32,7 @@ class TrunkConfig:
     qk_norm: bool = True
     rope: RopeConfig | None = field(default_factory=RopeConfig)
     windows: tuple[int | None, ...] | None = None  # by layer: the largest |pos_i - pos_j| that it sees
+    local_rope: RopeConfig | None = None  # of layers with a window, where they have their own
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -39,3 +43,4 @@ class TrunkConfig:
             )
         if self.rope is not None and self.head_dim % 2:
             raise InputError(f"head_dim={self.head_dim} must be even for rotary positions")
+        assert self.local_rope is None or self.rope is not None, "local_rope is what some layers have instead of rope"

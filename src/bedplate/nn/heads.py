@@ -18,21 +18,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear head without ever holding all logits.
 
     A chunk of rows is taken through logits, loss and gradient while it is warm in the processor's cache; only the
-    gradients of the hidden states and the weight are kept. Same three matrix products as the plain way, a fraction of
-    its memory.
+    gradients of the hidden states, the weight and the bias are kept. Same three matrix products as the plain way, a
+    fraction of its memory.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, grad_enabled: bool, kernel: Kernel
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        grad_enabled: bool,
+        kernel: Kernel,
     ) -> Tensor:
-        needs_grad = grad_enabled and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
+        needs_grad = grad_enabled and any(ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
         low = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             low = torch.get_autocast_dtype(hidden.device.type)
-        weight_low = weight.to(low)
+        weight_low, bias_low = weight.to(low), None if bias is None else bias.to(low)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         # One buffer for all chunks: fresh memory costs the CPU more than what is computed in it.
         buffer = hidden.new_empty(min(rows, len(hidden)), len(weight), dtype=low)
@@ -41,25 +49,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], rows):
                 part = slice(start, start + rows)
                 h = hidden[part].to(low)
-                logits = torch.mm(h, weight_low.t(), out=buffer[: len(h)])
+                if bias_low is None:
+                    logits = torch.mm(h, weight_low.t(), out=buffer[: len(h)])
+                else:
+                    logits = torch.addmm(bias_low, h, weight_low.t(), out=buffer[: len(h)])
                 nats, grad_logits = kernel(logits, targets[part], scores[: len(h)])
                 total += nats
                 if grad_hidden is None or grad_weight is None:
                     continue
                 grad_hidden[part] = grad_logits @ weight_low
+                if grad_bias is not None:
+                    grad_bias += grad_logits.sum(0, dtype=torch.float32)
                 if low == torch.float32:
                     grad_weight.addmm_(grad_logits.t(), h)
                 else:
                     grad_weight += grad_logits.t() @ h
         if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        on_bias = None if grad_bias is None else grad_bias * grad
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, on_bias, None, None, None, None
 
 
 def in_buffers(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +103,12 @@ def fusible(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Te
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: int | None = None, kernel: Kernel = in_buffers
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: int | None = None,
+    kernel: Kernel = in_buffers,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(sum of negative log-likelihoods in nats, number of counted targets), both scalars.
 
@@ -99,10 +118,11 @@ def linear_cross_entropy(
         targets: `(...)` int64; `IGNORE` marks those that do not count.
         rows: rows whose logits are held at one time (default: `CPU_ROWS` or `GPU_ROWS`).
         kernel: `in_buffers`, or `fusible` compiled.
+        bias: `(V,)` of the head.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     rows = rows or (CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS)
-    total = _LinearCrossEntropy.apply(hidden, weight, targets, rows, torch.is_grad_enabled(), kernel)
+    total = _LinearCrossEntropy.apply(hidden, weight, bias, targets, rows, torch.is_grad_enabled(), kernel)
     return total, (targets != IGNORE).sum()
 
 
@@ -117,8 +137,10 @@ class LinearCrossEntropy(nn.Module):
         """Fuse what is done to a chunk's logits; the loop over chunks and its products stay as they are."""
         self.kernel = torch.compile(fusible, *args, **kwargs)
 
-    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return linear_cross_entropy(hidden, weight, targets, kernel=self.kernel)
+    def forward(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return linear_cross_entropy(hidden, weight, targets, kernel=self.kernel, bias=bias)
 
 
 def cross_entropy_by_token(logits: Tensor, targets: Tensor) -> Tensor:

@@ -25,22 +25,23 @@ class Keys:
         return Keys(span.order(), pos, span.valid, span.doc)
 
     def at(self, index: Tensor) -> Keys:
-        """One token of each row, `index (B,)`."""
+        """Some tokens of each row, `index (B,)` or `(B, K)`."""
         order, pos = (pick(values.expand(len(index), -1), index) for values in (self.order, self.pos))
         return Keys(order, pos, None, None if self.doc is None else pick(self.doc, index))
 
 
 def pick(values: Tensor, index: Tensor | None) -> Tensor:
-    """One token of each row, `(B, N, ...) -> (B, 1, ...)` at `index (B,)`; without an index all of them."""
+    """Some tokens of each row, `(B, N, ...) -> (B, K, ...)` at `index (B, K)`, or K = 1 at `(B,)`; without it, all."""
     if index is None:
         return values
-    return values[torch.arange(len(index), device=index.device), index][:, None]
+    index = index if index.dim() > 1 else index[:, None]
+    return values[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def visible(queries: Keys, keys: Keys, window: int | None = None, index: Tensor | None = None) -> Tensor:
     """Which keys each query sees, `(B|1, 1, Q, K)` bool. The queries are the last Q of the keys, or those at `index`.
 
-    `window` is the largest allowed |pos_i - pos_j|; `index (B,)` is the one query of each row, no padding. A padding
+    `window` is the largest allowed |pos_i - pos_j|; `index (B,)` or `(B, Q)` are the queries, no padding. A padding
     token sees itself as well, so that no row is empty: an empty row would be a softmax over nothing, and its NaN would
     reach the valid tokens through 0 * NaN.
     """

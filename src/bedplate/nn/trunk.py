@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from bedplate.nn.attention import Context
-from bedplate.nn.block import Block, make_norm
+from bedplate.nn.block import Block, PostNormBlock, make_norm
 from bedplate.nn.cache import Cache
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.rotary import Rotary
@@ -13,21 +13,24 @@ from bedplate.nn.span import Span
 
 
 class Trunk(nn.Module):
-    """A stack of blocks over one `Span`, with a final norm."""
+    """A stack of blocks over one `Span`, with a final norm where blocks do not end with one."""
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
+        kind = PostNormBlock if config.post_norm else Block
+        self.blocks = nn.ModuleList(kind(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.Identity() if config.post_norm else make_norm(config)
         self.rotary = Rotary(config.rope, config.head_dim) if config.rope else None
+        self.local_rotary = Rotary(config.local_rope, config.head_dim) if config.local_rope else None
 
     def forward(self, span: Span, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
         """Final hidden states `(B, N, D)`. With a cache, the span stands behind what the cache holds.
 
-        With `at (B,)`, only those of one token of each row, `(B, 1, D)`: the last block spares the others.
+        With `at (B,)` or `(B, K)`, only those of K tokens of each row, `(B, K, D)`: the last block spares the others.
         """
-        ctx = Context.of(span, cache, self.rotary.tables(span.pos) if self.rotary else None)
+        tables, local_tables = (r.tables(span.pos) if r else None for r in (self.rotary, self.local_rotary))
+        ctx = Context.of(span, cache, tables, local_tables)
         x = span.x
         for block in self.blocks[:-1]:
             x = block(x, ctx)

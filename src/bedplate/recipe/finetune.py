@@ -15,8 +15,9 @@ class FinetuneModelRecipe(Strict):
 
     dropout: Share = 0.1
     """dropout on embeddings, attention and residual branches"""
-    pooling: Literal["last", "mean"] = "last"
-    """classify: what is scored: a text's last token, as `transformers` does it, or the mean over its tokens"""
+    pooling: Literal["last", "mean", "cls"] | None = None
+    """classify: what is scored: a text's `last` token, the `mean` over its tokens, or an encoder's first token, `cls`
+    (default: last, of an encoder cls, as `transformers` has it)"""
     attention: Literal["base", "causal", "bidirectional"] = "base"
     """classify: what a token sees: `causal`, the text before it; `bidirectional`, all of it; `base`, as in the base"""
 
@@ -115,6 +116,6 @@ class FinetuneRecipe(RunRecipe):
             for key in ("column", "label", "test_path", "max_tokens"):
                 if getattr(self.data, key) is not None:
                     raise ValueError(f"data.{key} is for task: classify, not for chat")
-            if (self.model.pooling, self.model.attention) != ("last", "base"):
+            if self.model.pooling is not None or self.model.attention != "base":
                 raise ValueError("model.pooling and model.attention are for task: classify, not for chat")
         return self

@@ -33,8 +33,9 @@ class Strict(BaseModel):
 class ModelRecipe(Strict):
     """The network, in the names of `transformers` config files."""
 
-    preset: Literal["qwen3", "llama", "gpt2"] = "qwen3"
-    """architecture; directories written from it load in `transformers` under the same name"""
+    preset: Literal["qwen3", "llama", "gpt2", "bert", "modernbert"] = "qwen3"
+    """architecture; directories written from it load in `transformers` under the same name. bert and modernbert fill
+    blanks (objective.masked_share=1), the others write on"""
     hidden_size: Positive = 384
     """width of the residual stream"""
     num_hidden_layers: Positive = 6
@@ -52,7 +53,7 @@ class ModelRecipe(Strict):
     tie_word_embeddings: bool = True
     """whether the output head shares the embedding's weight"""
     rope_theta: Rate = 10_000.0
-    """base of the rotary frequencies (qwen3, llama)"""
+    """base of the rotary frequencies (qwen3, llama; modernbert: of the layers that see all)"""
     dropout: Share = 0.0
     """dropout on embeddings, attention and residual branches"""
 
@@ -196,7 +197,8 @@ class EvaluateRecipe(Strict):
     batches: Positive | None = 50
     """held-out text, in batches of train.batch_size rows (null: all)"""
     metric: str = "bits_per_byte"
-    """the metric whose best checkpoint is kept: bits_per_byte, loss, masked_loss or masked_accuracy"""
+    """the metric whose best checkpoint is kept: bits_per_byte, loss, masked_loss or masked_accuracy; of bert and
+    modernbert loss (default), masked_accuracy or pseudo_bits_per_byte"""
     prompts: list[str] = ["The"]
     """prompts that are continued at each evaluation"""
     sample_tokens: Count = 48
@@ -271,6 +273,7 @@ class Recipe(RunRecipe):
         if tensor > 1 and self.objective.document_weight:
             raise ValueError("objective.document_weight is not shared by parallel.tensor ranks; leave one of them out")
         self._masked_rows_are_whole()
+        self._encoders_fill_blanks()
         documents, rows = self.objective.document_batch, self.train.batch_size
         if self.objective.document_weight and documents % rows:
             raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")
@@ -289,3 +292,17 @@ class Recipe(RunRecipe):
             raise ValueError(
                 f"objective.masked_share={share} of train.{name}={rows} is no whole number of rows; change one of them"
             )
+
+    def _encoders_fill_blanks(self) -> None:
+        preset, objective = self.model.preset, self.objective
+        if preset not in ("bert", "modernbert"):
+            return
+        if objective.masked_share != 1:
+            raise ValueError(
+                f"model.preset={preset} sees all of a text and cannot learn the next token: give "
+                f"objective.masked_share=1, not {objective.masked_share:g}, or another model.preset"
+            )
+        if objective.document_weight:
+            raise ValueError(f"objective.document_weight is not for model.preset={preset}; leave one of them out")
+        if "metric" not in self.evaluate.model_fields_set:
+            self.evaluate.metric = "loss"

@@ -65,6 +65,7 @@ footer { margin-top: 56px; padding-top: 12px; border-top: 1px solid var(--line);
 # What a run's summary may hold, in the order of the page: key -> (label, unit).
 HEADLINES = {
     "val_bits_per_byte": ("Held-out text", "bits per byte"),
+    "val_masked_accuracy": ("Hidden tokens", "of held-out text foretold"),
     "test_accuracy": ("Test texts", "labelled right"),
     "val_accuracy": ("Validation texts", "labelled right"),
     "majority": ("Without a model", "right by always saying the most frequent class"),
@@ -205,6 +206,9 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     training = by_step(metrics, "bits_per_byte") or _training_bits_per_byte(metrics)
     quality = {"held-out": by_step(metrics, "val_bits_per_byte"), "training": training}
     y_label = "bits per byte, lower is better"
+    if not quality["held-out"]:  # what fills blanks gives a text no probability
+        quality = {"held-out": by_step(metrics, "val_loss"), "training": by_step(metrics, "loss")}
+        y_label = "nats a token, lower is better"
     learning = line_chart(quality, title="Learning", x_label="step", y_label=y_label, y_log=True)
     pair = [
         chart(line_chart({title: points}, title=title, x_label="step", y_label=y_label, width=WIDTH / 2))

@@ -82,7 +82,7 @@ def predict_labels(
     """[{"label", "score", "scores": {label: probability}}], one a text, in order."""
     if not texts:
         return []
-    rows = encode_rows(tokenizer, texts, None, sequence_length)
+    rows = encode_rows(tokenizer, texts, None, sequence_length, framed=module.config.is_encoder)
     return as_predictions(Classify(module).logits(SortedEvalLoader(rows))[0], module.labels)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from bedplate.errors import InputError
-from bedplate.models.gpt import GPT
+from bedplate.models.bert import LanguageModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import CPU_ROWS, GPU_ROWS
 from bedplate.recipe import Recipe
@@ -114,7 +114,9 @@ def activation_bytes(
     return ends + c.num_hidden_layers * block
 
 
-def memory(module: GPT, recipe: Recipe, layout: Layout, dtype: torch.dtype, *, on_gpu: bool) -> dict[str, int]:
+def memory(
+    module: LanguageModel, recipe: Recipe, layout: Layout, dtype: torch.dtype, *, on_gpu: bool
+) -> dict[str, int]:
     """Bytes on one GPU by part. "total" is the fullest moment of a step and the sum of the others.
 
     Parts are counted whole although not all of them live at one time; "not_at_once", zero or less, is what that saves.
@@ -169,7 +171,7 @@ def memory(module: GPT, recipe: Recipe, layout: Layout, dtype: torch.dtype, *, o
 
 
 def _workspace(
-    module: GPT, recipe: Recipe, tokens: int, layout: Layout, low: int, on_gpu: bool
+    module: LanguageModel, recipe: Recipe, tokens: int, layout: Layout, low: int, on_gpu: bool
 ) -> tuple[int, int, int]:
     """Bytes of the head's loss, and of the first block's way back; and of the head's gradient at the end of it."""
     c, train = module.config.trunk, recipe.train
@@ -191,11 +193,11 @@ def _workspace(
     return loss + documents, max(gradient, norm, mlp) + documents, FULL * head * (2 if _tied(module) else 1)
 
 
-def _tied(module: GPT) -> bool:
+def _tied(module: LanguageModel) -> bool:
     return module.head.weight is module.embed.weight
 
 
-def _update_bytes(module: GPT, layout: Layout, low: int) -> int:
+def _update_bytes(module: LanguageModel, layout: Layout, low: int) -> int:
     """Bytes that Muon holds while it orthogonalises the largest group of matrices of one shape.
 
     Four copies in the dtype of the products (momentum, stack, the iterate and the next one) and two Gram matrices.
@@ -222,7 +224,7 @@ def _gathered(block: int, ends: int, low: int) -> int:
     return 2 * low * block + (low + FULL) * block + FULL * ends
 
 
-def step_flops(module: GPT, recipe: Recipe) -> tuple[int, int]:
+def step_flops(module: LanguageModel, recipe: Recipe) -> tuple[int, int]:
     """FLOPs of one step of all ranks: (the model's, all that are computed).
 
     The second adds what activation checkpointing computes again (the blocks' forward pass, a third of theirs) and

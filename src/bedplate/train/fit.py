@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from bedplate.errors import InputError
-from bedplate.models.gpt import GPT
+from bedplate.models.bert import LanguageModel
 from bedplate.recipe import Recipe, read_recipe
 from bedplate.train.estimate import Layout, memory
 
 NODE = 8  # GPUs of a machine, which tensor parallelism should not leave
 
 
-def first_fit(module: GPT, recipe: Recipe, gpus: int, dtype: torch.dtype, usable: float, *, on_gpu: bool) -> list[str]:
+def first_fit(
+    module: LanguageModel, recipe: Recipe, gpus: int, dtype: torch.dtype, usable: float, *, on_gpu: bool
+) -> list[str]:
     """The first settings that fit, as overrides of what they change; [] if none does.
 
     Those that cost least speed go first: smaller micro-batches, then more shards, then computing activations again,

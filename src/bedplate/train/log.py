@@ -129,6 +129,7 @@ def _short(row: dict[str, Any]) -> str:
     shown = {
         "loss": "loss {:.3f}",
         "val_bits_per_byte": "held-out {:.4f} bits/byte",
+        "val_masked_accuracy": "{:.1%} of hidden tokens foretold",
         "val_accuracy": "held-out accuracy {:.1%}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "mfu": "{:.0%} of peak",
