@@ -88,6 +88,7 @@ class TextModel(nn.Module):
         right_padded: bool = False,
         cache: Cache | None = None,
         at: Tensor | None = None,
+        is_causal: bool | None = None,
     ) -> Tensor:
         """Final hidden states `(B, N, D)` of `ids (B, N)`.
 
@@ -96,6 +97,7 @@ class TextModel(nn.Module):
             doc: document numbers `(B, N)` of packed rows; documents do not see each other, all see document 0.
             at: the one token of each row `(B,)` whose state is wanted; the result is `(B, 1, D)` then.
             valid: False on padding `(B, N)`; `right_padded` promises that padding ends each row, which needs no mask.
+            is_causal: False: every token sees all of its text; None: as the configuration has it.
         """
         start, n = (cache.length if cache else 0), ids.shape[1]
         if pos is None:
@@ -109,7 +111,7 @@ class TextModel(nn.Module):
         if self.positions is not None:
             x = x + self.positions(pos)
         x = self.dropout(x)
-        if self.config.is_causal:
+        if self.config.is_causal if is_causal is None else is_causal:
             return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
         return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
 
