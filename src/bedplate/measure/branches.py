@@ -106,9 +106,7 @@ def causal_scores(module: GPT, groups: Sequence[Sequence[Request]], tokens: int)
         for start in range(0, len(states), HEAD_ROWS):
             here = scored[np.searchsorted(scored[:, 0], start) : np.searchsorted(scored[:, 0], start + HEAD_ROWS)]
             state, token, owner = here.T
-            nats, likeliest = token_scores(
-                module.head(states[start : start + HEAD_ROWS]), state - start, np.ascontiguousarray(token)
-            )
+            nats, likeliest = token_scores(module.head(states[start : start + HEAD_ROWS]), state - start, token)
             tally.add(owner, nats, likeliest)
     return tally.scores()
 

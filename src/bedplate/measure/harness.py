@@ -26,6 +26,7 @@ from bedplate.metrics.proportion import Z, macro_average
 from bedplate.models.sampling import generate
 
 MAX_GEN_TOKS = 256  # where a task names no number, as in the harness's own models
+RESAMPLES = 1000  # for errors of what is no mean, such as perplexity; as many as in our own intervals
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -135,7 +136,9 @@ def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit
         if name not in manager.all_tasks:
             raise InputError(f"{folder}: no task {name!r}; it defines {known}")
     with redirect_stdout(sys.stderr):  # of what the harness prints
-        found = lm_eval.simple_evaluate(BedplateLM(model), tasks=list(tasks), task_manager=manager, limit=limit)
+        found = lm_eval.simple_evaluate(
+            BedplateLM(model), tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=RESAMPLES
+        )
     assert found is not None, "only other ranks get nothing"
     results = {name: _task(name, found) for name in found["samples"]}
     accuracies = [task["metrics"]["acc"] for task in results.values() if "acc" in task["metrics"]]
