@@ -59,8 +59,8 @@ class Classifier(TextModel):
             config = replace(config, is_causal=is_causal)
         classifier = Classifier(config, labels, pooling)
         weights = {name: value for name, value in base.state_dict().items() if not name.startswith(("head.", "score."))}
-        absent, _ = classifier.load_state_dict(weights, strict=False)
-        assert all(name.startswith("score.") for name in absent), absent
+        absent, unknown = classifier.load_state_dict(weights, strict=False)
+        assert all(name.startswith("score.") for name in absent) and not unknown, (absent, unknown)
         for parameter in classifier.score.parameters():
             nn.init.zeros_(parameter)
         return classifier.to(base.embed.weight.device)

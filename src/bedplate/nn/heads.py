@@ -28,7 +28,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_grad = grad_enabled and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
+        # A frozen head, as beside an adapter, needs none.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad and ctx.needs_input_grad[1] else None
         low = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             low = torch.get_autocast_dtype(hidden.device.type)
@@ -44,9 +45,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = torch.mm(h, weight_low.t(), out=buffer[: len(h)])
                 nats, grad_logits = kernel(logits, targets[part], scores[: len(h)])
                 total += nats
-                if grad_hidden is None or grad_weight is None:
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad_logits @ weight_low
+                if grad_weight is None:
                     continue
-                grad_hidden[part] = grad_logits @ weight_low
                 if low == torch.float32:
                     grad_weight.addmm_(grad_logits.t(), h)
                 else:
@@ -56,10 +58,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         (grad,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
+        scaled = None if grad_weight is None else grad_weight * grad
+        return grad_hidden * grad.to(grad_hidden.dtype), scaled, None, None, None, None
 
 
 def in_buffers(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
