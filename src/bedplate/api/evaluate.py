@@ -32,6 +32,7 @@ def evaluate(
     isolate_documents: bool = False,
     device: str = "auto",
     label: str | None = None,
+    adapter: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model: a language model on a text, a classifier on labelled texts.
 
@@ -48,6 +49,7 @@ def evaluate(
         batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
+        adapter: a LoRA adapter to put on it, for a model that is loaded here.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
@@ -57,7 +59,7 @@ def evaluate(
     Raises:
         InputError: labels that the classifier does not know, or options that do not fit the model.
     """
-    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context, module = loaded.config.max_position_embeddings, loaded.module

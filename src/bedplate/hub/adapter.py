@@ -19,7 +19,7 @@ from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config, save_
 from bedplate.errors import InputError
 from bedplate.hub.directory import _layout, _Unfilled, _write_json, read_special_tokens
 from bedplate.hub.locate import HUB, locate
-from bedplate.hub.peft import CONFIG, SCORES, TASKS, Adapter, Origin, read_adapter, write_adapter
+from bedplate.hub.peft import CONFIG, PREFIX, SCORES, TASKS, WEIGHTS, Adapter, Origin, read_adapter, write_adapter
 from bedplate.hub.weights import full_names, their_name
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, TextModel
@@ -261,7 +261,7 @@ def _fill(module: TextModel, adapter: Adapter, directory: Path) -> None:
             _check_shape(directory, there, adapter.tensors[there], scores[name].shape)
         elif match is None or match["layer"] not in layers:
             raise InputError(
-                f"{directory}: tensor {there!r} belongs to no linear layer of this model's blocks; the adapter is of "
+                f"{directory}: tensor {PREFIX + there!r} belongs to no linear layer of this model's blocks; the adapter is of "
                 "another base, or adapts what is not supported"
             )
         else:
@@ -275,7 +275,7 @@ def _fill(module: TextModel, adapter: Adapter, directory: Path) -> None:
     if not adapted:
         raise InputError(f"{directory}: the adapter adapts no layer; save it again")
     if (given := scores.keys() & names.keys()) and (lost := sorted(scores.keys() - given)):
-        raise InputError(f"{directory}: tensor {lost[0]!r} is missing; the file is incomplete, save it again")
+        raise InputError(f"{directory}: tensor {PREFIX + lost[0]!r} is missing; the file is incomplete, save it again")
     add_adapter(module, [layers[their] for their in adapted], adapter.rank, adapter.scale)
     exchanged = adapted_layers(module)
     for their, parts in adapted.items():
@@ -296,6 +296,6 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
 def _check_shape(directory: Path, name: str, tensor: Tensor, wanted: Sequence[int]) -> None:
     if tuple(tensor.shape) != tuple(wanted):
         raise InputError(
-            f"{directory}: tensor {name!r} has shape {tuple(tensor.shape)} and this model needs {tuple(wanted)}; the "
-            "adapter is of another base"
+            f"{directory}: tensor {PREFIX + name!r} has shape {tuple(tensor.shape)} and this model needs {tuple(wanted)}; "
+            f"the adapter is of another base, or {WEIGHTS} is not that of {CONFIG}"
         )

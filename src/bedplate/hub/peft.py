@@ -99,7 +99,8 @@ def write_adapter(directory: Path, adapter: Adapter) -> None:
         "bias": "none",
         "init_lora_weights": True,
     }
-    metadata = {"format": "pt", OURS: adapter.origin.model_dump_json()}
+    # The only key: safetensors writes several in random order, and a resumed run must end with the same bytes.
+    metadata = {OURS: adapter.origin.model_dump_json()}
     tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
     _atomic(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))

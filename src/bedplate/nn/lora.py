@@ -48,6 +48,7 @@ class LoRALinear(nn.Linear):
         assert lora_A.shape == (rank, self.in_features)
         self.lora_A = lora_A
         self.lora_B = nn.Parameter(linear.weight.new_zeros(self.out_features, rank))
+        self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -42,7 +42,7 @@ class AdapterRecipe(Strict):
     def _is_whole(self) -> AdapterRecipe:
         if self.targets is not None and not self.targets:
             raise ValueError("adapter.targets names no layer; leave it out for all linear layers of the blocks")
-        if not self.rank and self != AdapterRecipe(rank=self.rank):
+        if not self.rank and (self.alpha, self.targets, self.dropout) != (None, None, 0):
             raise ValueError("adapter has settings and no rank; give adapter.rank, 8 for example, or leave them out")
         return self
 
