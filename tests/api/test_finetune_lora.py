@@ -206,7 +206,7 @@ def test_another_run_is_not_resumed(tmp_path: Path, tiny_finetune: Any, tiny_mod
     weights = load_file(base / "model.safetensors")
     weights["model.layers.0.mlp.up_proj.weight"] *= -1
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="the base is not the one that the run in .* began with"):
+    with pytest.raises(InputError, match=r"the base is not the one that the run in .* began with"):
         bedplate.finetune(recipe, *longer, resume=True)
 
 

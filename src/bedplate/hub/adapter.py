@@ -261,8 +261,8 @@ def _fill(module: TextModel, adapter: Adapter, directory: Path) -> None:
             _check_shape(directory, there, adapter.tensors[there], scores[name].shape)
         elif match is None or match["layer"] not in layers:
             raise InputError(
-                f"{directory}: tensor {PREFIX + there!r} belongs to no linear layer of this model's blocks; the adapter is of "
-                "another base, or adapts what is not supported"
+                f"{directory}: tensor {PREFIX + there!r} belongs to no linear layer of this model's blocks; the "
+                "adapter is of another base, or adapts what is not supported"
             )
         else:
             adapted.setdefault(match["layer"], {})[match["part"]] = adapter.tensors[there]
@@ -296,6 +296,6 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
 def _check_shape(directory: Path, name: str, tensor: Tensor, wanted: Sequence[int]) -> None:
     if tuple(tensor.shape) != tuple(wanted):
         raise InputError(
-            f"{directory}: tensor {PREFIX + name!r} has shape {tuple(tensor.shape)} and this model needs {tuple(wanted)}; "
-            f"the adapter is of another base, or {WEIGHTS} is not that of {CONFIG}"
+            f"{directory}: tensor {PREFIX + name!r} has shape {tuple(tensor.shape)} and this model needs "
+            f"{tuple(wanted)}; the adapter is of another base, or {WEIGHTS} is not that of {CONFIG}"
         )
