@@ -277,13 +277,15 @@ DAMAGES = {
     "half": (_without("k_proj.lora_B"), "self_attn.k_proj has one of lora_A and lora_B"),
     "empty": (_without("lora_"), "adapts no layer"),
     "other rank": (_edit(r=3), r"has shape \(4, 72\) .* needs \(3, 72\); .* or adapter_model"),
-    "no rank": (_edit(r=None), "adapter_config.json: r must be a number above 0, got None"),
+    "no rank": (_edit(r=None), "adapter_config.json: r must be a whole number above 0, got None"),
+    "half a rank": (_edit(r=4.5), "r must be a whole number above 0, got 4.5"),
     "true": (_edit(lora_alpha=True), "lora_alpha must be a number above 0, got True"),
     "whole names": (
         _rewrite(lambda t: {n.removeprefix("base_model.model."): x for n, x in t.items()}),
         "of no adapter",
     ),
     "integers": (_rewrite(lambda t: {n: x.int() for n, x in t.items()}), "holds I32; supported"),
+    "one label": (_rewrite(lambda t: t | {"base_model.model.score.weight": torch.zeros(1, 32)}), "has 1 label"),
     "metadata": (_rewrite(lambda t: t, bedplate='{"labels": 3}'), "labels in its metadata is malformed"),
     "metadata of no JSON": (_rewrite(lambda t: t, bedplate="{"), "bedplate in its metadata is malformed"),
 }
@@ -466,6 +468,21 @@ def test_other_methods_of_peft_are_refused(bases: dict[str, Path], tmp_path: Pat
     peft.get_peft_model(their_base(bases["qwen3"], "CAUSAL_LM"), config).save_pretrained(tmp_path / "theirs")
     with pytest.raises(InputError, match="peft_type='IA3' is not supported"):
         bedplate.load(tmp_path / "theirs")
+
+
+def test_an_adapter_without_a_task_is_for_any_head(
+    bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """PEFT's `task_type` may be null; the adapter is then of the trunk alone."""
+    shutil.copytree(adapters["first"], tmp_path / "made")
+    _edit(task_type=None)(tmp_path / "made")
+    expected = logits(bedplate.load(bases["qwen3"], adapter=adapters["first"]))
+    assert torch.equal(logits(bedplate.load(bases["qwen3"], adapter=tmp_path / "made")), expected)
+    classifier = Model(Classifier.of(load_module(bases["qwen3"]), LABELS))
+    randomize(classifier.module, 4, "score")
+    plain = logits(classifier)
+    classifier.load_adapter(tmp_path / "made")
+    assert classifier.labels == LABELS and differ(logits(classifier), plain)
 
 
 def test_a_token_classifier_of_peft_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bedplate.hub.directory import _layout, _Unfilled, _write_json, read_special
 from bedplate.hub.locate import HUB, locate
 from bedplate.hub.peft import CONFIG, PREFIX, SCORES, TASKS, WEIGHTS, Adapter, Origin, read_adapter, write_adapter
 from bedplate.hub.weights import full_names, their_name
-from bedplate.models.classifier import Classifier
+from bedplate.models.classifier import Classifier, Pooling
 from bedplate.models.gpt import GPT, TextModel
 from bedplate.nn.lora import (
     adapted_layers,
@@ -226,17 +226,20 @@ def _with_head(module: GPT | Classifier, adapter: Adapter, directory: Path) -> G
     score = next((adapter.tensors[f"{name}.weight"] for name in SCORES if f"{name}.weight" in adapter.tensors), None)
     classifies = score is not None or adapter.task in (TASKS["last"], TASKS["mean"])
     if not classifies:
-        if not isinstance(module, GPT):
+        if adapter.task is not None and not isinstance(module, GPT):
             raise InputError(f"{directory}: the adapter is of a language model, and this model is a classifier")
         return sharing_copy(module)
     known = adapter.origin.labels or (module.labels if isinstance(module, Classifier) else None)
-    pooling = adapter.origin.pooling or (module.pooling if isinstance(module, Classifier) else "last")
+    of_base: Pooling = module.pooling if isinstance(module, Classifier) and adapter.task != TASKS["last"] else "last"
+    pooling = adapter.origin.pooling or of_base
     if adapter.task == TASKS["mean"] and pooling != "mean":
         raise InputError(f"{directory}: the adapter labels tokens, not texts, which is not supported")
     if score is None:
         if not isinstance(module, Classifier):
             raise InputError(f"{directory}: the adapter is of a classifier without its score; load that classifier")
         return sharing_copy(module)
+    if len(score) < 2:  # which `transformers` takes for a regression
+        raise InputError(f"{directory}: the adapter's score has {len(score)} label; a classifier has two or more")
     labels = known if known is not None and len(known) == len(score) else [f"LABEL_{i}" for i in range(len(score))]
     is_causal = module.config.is_causal if adapter.origin.is_causal is None else adapter.origin.is_causal
     with torch.device("meta"), _Unfilled():

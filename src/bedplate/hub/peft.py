@@ -90,7 +90,7 @@ def write_adapter(directory: Path, adapter: Adapter) -> None:
         "revision": adapter.revision,
         "inference_mode": True,
         "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
+        "lora_alpha": int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha,
         "lora_dropout": adapter.dropout,
         "use_rslora": adapter.rank_stabilized,
         "target_modules": adapter.targets,
@@ -108,7 +108,7 @@ def write_adapter(directory: Path, adapter: Adapter) -> None:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """The adapter in a directory; its tensors are read when they are asked for.
+    """The adapter in a directory.
 
     Raises:
         InputError: a file is missing or damaged, or the adapter needs what the trunk does not have.
@@ -130,11 +130,11 @@ def read_adapter(directory: Path) -> Adapter:
         if (kind := weights.kind(name)) not in FLOATS:
             raise InputError(f"{directory}: tensor {name!r} holds {kind}; supported: {', '.join(FLOATS)}")
     return Adapter(
-        rank=_number(values, "r", file),
-        alpha=_number(values, "lora_alpha", file),
+        rank=int(_number(values, "r", file, int)),
+        alpha=_number(values, "lora_alpha", file, float, int),
         targets=[],
         task=values.get("task_type"),
-        tensors=_Unprefixed(weights),
+        tensors={name.removeprefix(PREFIX): weights[name] for name in weights},
         base=values.get("base_model_name_or_path"),
         revision=values.get("revision"),
         rank_stabilized=bool(values.get("use_rslora")),
@@ -142,27 +142,12 @@ def read_adapter(directory: Path) -> Adapter:
     )
 
 
-class _Unprefixed(Mapping[str, Tensor]):
-    """Tensors by their names without `PREFIX`."""
-
-    def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._weights[PREFIX + name]
-
-    def __iter__(self) -> Any:
-        return (name.removeprefix(PREFIX) for name in self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
-
-
-def _number(values: Mapping[str, Any], key: str, file: Path) -> Any:
-    value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise InputError(f"{file}: {key} must be a number above 0, got {value!r}")
-    return value
+def _number(values: Mapping[str, Any], key: str, file: Path, *kinds: type) -> float:
+    value: Any = values.get(key)
+    if type(value) not in kinds or not value > 0:
+        what = "a number" if float in kinds else "a whole number"
+        raise InputError(f"{file}: {key} must be {what} above 0, got {value!r}")
+    return float(value)
 
 
 def _check_supported(values: Mapping[str, Any], file: Path) -> None:
