@@ -15,11 +15,8 @@ TEXTS = ["the cat sees a dog in the garden", "her sister likes the old house", "
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Byte-level, of 300 tokens and `<|mask|>`."""
-    tokenizer = train_tokenizer(TEXTS * 4, 300)
-    if tokenizer.token_to_id("<|mask|>") is None:
-        tokenizer.add_special_tokens(["<|mask|>"])
-    return tokenizer
+    """Byte-level, of 300 tokens."""
+    return train_tokenizer(TEXTS * 4, 300)
 
 
 @pytest.fixture(scope="session")

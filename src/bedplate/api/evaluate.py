@@ -45,6 +45,7 @@ def evaluate(
     isolate_documents: bool = False,
     device: str = "auto",
     label: str | None = None,
+    adapter: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure a model: a language model on a text or on tasks, a classifier on labelled texts.
 
@@ -69,6 +70,7 @@ def evaluate(
         batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
+        adapter: a LoRA adapter to put on it, for a model that is loaded here.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
@@ -81,7 +83,7 @@ def evaluate(
     given = [name for name, value in (("data", data), ("suite", suite), ("harness", harness)) if value is not None]
     if len(given) != 1:
         raise InputError(f"give one of data, suite and harness to measure on, not {' and '.join(given) or 'none'}")
-    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
     if data is None:
         return _on_tasks(loaded, suite, harness, tasks, limit, scoring, progress)
     if tasks or limit is not None or scoring is not None:

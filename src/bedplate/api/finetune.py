@@ -23,7 +23,8 @@ def finetune(
         resume: go on from the newest checkpoint in `out`.
 
     Returns:
-        {"out", "model", "steps", "parameters", "metrics", "seconds"} and, with `data.test_path`, "test": metrics of it.
+        {"out", "model", "steps", "parameters", "metrics", "seconds"}; with `data.test_path` also "test", metrics of it;
+        with `adapter.rank` also "adapter", its directory, and "trained", a count of weights.
 
     Raises:
         InputError: the recipe, the base or the examples are wrong, `out` exists, or the loss is not finite.

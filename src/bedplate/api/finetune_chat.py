@@ -17,7 +17,6 @@ from bedplate.data.template import ChatTemplate
 from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.chat import chat_encoder, give_template
-from bedplate.hub.model import Model
 from bedplate.models.gpt import GPT
 from bedplate.tasks.language import Language
 from bedplate.train.log import RunLog
@@ -32,9 +31,9 @@ class ChatRun(FinetuneRun):
 
     def prepare(self, log: RunLog) -> None:
         base = self.load_base()
-        base.module = base.need_language_model().with_dropout(self.recipe.model.dropout)
         give_template(base)
-        self.base, self.module, self.encoder = base, base.module, chat_encoder(base)
+        self.base, self.encoder = base, chat_encoder(base)
+        self.adapt(base.need_language_model().with_dropout(self.recipe.model.dropout), log)
         self.timed("data", lambda: self._read(log))
         prompts = self._prompts()
         self.task = Language(
@@ -59,14 +58,10 @@ class ChatRun(FinetuneRun):
         return self.recipe.evaluate.metric or "bits_per_byte", "min"
 
     def facts(self) -> list[dict[str, Any]]:
-        return [{"fingerprint": self.fingerprint(), **self.found}]
+        return [{"fingerprint": self.fingerprint(), **self.base_facts(), **self.found}]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)
-
-    def write_model(self, card: str) -> None:
-        model = Model(self.module, self.tokenizer, card, self.base.special, self.base.tokenizer_config)
-        model.save(self.out / "model", overwrite=True)
 
     def write_report(self, record: dict[str, Any]) -> None:
         commands = [

@@ -19,7 +19,6 @@ from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
 from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.model import Model
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify, as_predictions, mistakes
@@ -39,9 +38,8 @@ class ClassifyRun(FinetuneRun):
         self.timed("data", lambda: self._read(log))
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
-        self.module = Classifier.of(
-            base.module, self.classes, recipe.pooling, dropout=recipe.dropout, is_causal=is_causal
-        )
+        module = Classifier.of(base.module, self.classes, recipe.pooling, dropout=recipe.dropout, is_causal=is_causal)
+        self.adapt(module, log)
         self.task = Classify(self.module)
 
     def _read(self, log: RunLog) -> None:
@@ -101,11 +99,7 @@ class ClassifyRun(FinetuneRun):
         return metric, self.task.metrics.get(metric, "min")
 
     def facts(self) -> list[dict[str, Any]]:
-        return [{"fingerprint": self.fingerprint(), **self.found}]
-
-    def write_model(self, card: str) -> None:
-        model = Model(self.module, self.tokenizer, card, self.base.special, self.base.tokenizer_config)
-        model.save(self.out / "model", overwrite=True)
+        return [{"fingerprint": self.fingerprint(), **self.base_facts(), **self.found}]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)

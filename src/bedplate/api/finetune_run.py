@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
 from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
+from bedplate.hub.adapter import fingerprint, put_adapter, save_adapter, targets_of
 from bedplate.hub.model import Model, load
+from bedplate.models.classifier import Classifier
+from bedplate.models.gpt import GPT
+from bedplate.nn.lora import adapted_layers, merged_copy
 from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
 from bedplate.tasks import Task
 from bedplate.train.log import RunLog
@@ -24,6 +29,8 @@ class FinetuneRun(Run[FinetuneRecipe]):
 
     verb = "finetune"
     task: Task
+    module: GPT | Classifier
+    base: Model  # its module is the one that is trained
 
     def __init__(self, recipe: FinetuneRecipe, resume: bool, command: str) -> None:
         super().__init__(recipe, resume, command)
@@ -32,6 +39,7 @@ class FinetuneRun(Run[FinetuneRecipe]):
     def load_base(self) -> Model:
         """The base model with its tokenizer, in fp32; `length` and `context` follow from it."""
         base = load(self.recipe.base, device=self.hardware.device, dtype="fp32")
+        base.merge_adapter()  # of a base that is an adapter itself
         if base.tokenizer is None:
             raise InputError(
                 f"{self.recipe.base}: the base model has no tokenizer.json, which fine-tuning on text needs"
@@ -45,6 +53,41 @@ class FinetuneRun(Run[FinetuneRecipe]):
                 f"{self.context} tokens; give at most that"
             )
         return base
+
+    def adapt(self, module: GPT | Classifier, log: RunLog) -> None:
+        """Take the module for training: all of it, or the recipe's adapter on it."""
+        self.module = self.base.module = module
+        adapter = self.recipe.adapter
+        if not adapter.rank:
+            return
+        put_adapter(module, adapter, self.recipe.seed)
+        trained, targets = self.trained(), ", ".join(targets_of(module, adapter))
+        log.say(
+            f"{trained:,} weights are trained, {trained / self.parameters():.1%} of {self.parameters():,}: "
+            f"an adapter of rank {adapter.rank} on {targets}."
+        )
+
+    def trained(self) -> int:
+        return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+    def parameters(self) -> int:
+        """Of the network that is written, in which an adapter is merged."""
+        return sum(p.numel() for name, p in self.module.named_parameters() if ".lora_" not in name)
+
+    def write_model(self, card: str) -> None:
+        """Write the adapter, if there is one, and the whole model, in which it is merged."""
+        module = self.module
+        if adapted_layers(module):
+            save_adapter(self.out / "adapter", self.base, self.recipe.adapter, self.recipe.base)
+            module = merged_copy(module)
+        model = Model(module, self.tokenizer, card, self.base.special, self.base.tokenizer_config)
+        model.save(self.out / "model", overwrite=True)
+
+    def result(self) -> dict[str, Any]:
+        result = super().result()
+        if self.recipe.adapter.rank:
+            result |= {"adapter": str(self.out / "adapter"), "trained": self.trained()}
+        return result
 
     def make_trainer(self, task: Task, data: Data, steps_per_epoch: int, log: RunLog) -> Trainer:
         recipe, train = self.recipe, self.recipe.train
@@ -74,6 +117,22 @@ class FinetuneRun(Run[FinetuneRecipe]):
         roles = {"path": data.path, "val": data.val_path, "test": data.test_path}
         return " ".join(f"{role}:{content_hash(paths, cache_folder())}" for role, paths in roles.items() if paths)
 
+    def base_facts(self) -> dict[str, str]:
+        """What a resumed run must find again beside its data: checkpoints of an adapter do not hold the base."""
+        return {"base_fingerprint": fingerprint(self.module)} if self.recipe.adapter.rank else {}
+
+    def _check_same_data(self) -> None:
+        super()._check_same_data()
+        path = self.out / "environment.json"
+        if not (self.resume and self.recipe.adapter.rank and path.exists()):
+            return
+        began = json.loads(path.read_text("utf-8"))["data"][0]
+        if any(began[key] != value for key, value in self.base_facts().items()):
+            raise InputError(
+                f"{self.recipe.base}: the base is not the one that the run in {self.out} began with; put that back, or "
+                "start a new run with another `out`"
+            )
+
     def read_recipe(self, path: Path) -> FinetuneRecipe:
         return read_finetune_recipe(path)
 
@@ -84,6 +143,7 @@ class FinetuneRun(Run[FinetuneRecipe]):
             "seed": recipe.seed,
             "base": recipe.base,
             "model": recipe.model.model_dump(mode="json"),
+            "adapter": recipe.adapter.model_dump(mode="json"),
             "optimizer.name": recipe.optimizer.name,
             "train.ema": recipe.train.ema,
             "evaluate.metric": recipe.evaluate.metric,

@@ -24,6 +24,7 @@ def generate(
     seed: int | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    adapter: str | Path | None = None,
     stream: Callable[[int, str], object] | None = None,
 ) -> list[dict[str, str]]:
     """Continue one text or several at once.
@@ -34,13 +35,14 @@ def generate(
         stop: strings that end a text.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         dtype: fp32, bf16 or fp16, that of its file by default, for a model that is loaded here.
+        adapter: a LoRA adapter to put on it, for a model that is loaded here.
         stream: called with (row, new text) while it is written.
 
     Returns:
         [{"prompt", "text"}], one a prompt.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype)
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype, adapter)
     continued = loaded.generate(
         texts,
         max_new_tokens=max_new_tokens,
@@ -61,6 +63,7 @@ def converse(
     system: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    adapter: str | Path | None = None,
     **options: Any,
 ) -> Conversation:
     """A conversation with a model that has a chat template, as `bedplate generate MODEL --chat` holds it.
@@ -68,11 +71,11 @@ def converse(
     Args:
         model: a model, or what `load` takes.
         system: what the model is told before the first turn.
-        device, dtype: as for `generate`.
+        device, dtype, adapter: as for `generate`.
         options: of every answer: those of `generate` but `stream`, which `Conversation.ask` takes.
 
     Raises:
         InputError: the model cannot be loaded, or has no chat template.
     """
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype)
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype, adapter)
     return Conversation(loaded, system, **options)

@@ -19,6 +19,7 @@ def predict(
     file: str | Path | None = None,
     column: str = "text",
     device: str = "auto",
+    adapter: str | Path | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Predictions, one an input, in order.
@@ -29,6 +30,7 @@ def predict(
         file: texts in place of `inputs`: a .txt is one, in other formats each row is one.
         column: column of the text in `file`.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
+        adapter: a LoRA adapter to put on it, for a model that is loaded here.
         options: those of `Model.predict`.
 
     Returns:
@@ -46,7 +48,7 @@ def predict(
     for name, text in named:
         if not text.strip():
             raise InputError(f"{name}: the text is empty; remove it or fill it in")
-    loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
     return loaded.predict([text for _, text in named], **options)
 
 

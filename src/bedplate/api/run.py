@@ -246,11 +246,12 @@ class Run(ABC, Generic[R]):
             )
 
     def _bytes_to_write(self) -> int:
-        """Checkpoints hold weights, their average and up to two moments, fp32; one is written before one goes."""
+        """Checkpoints hold what is trained, its average and up to two moments, fp32; one is written before one goes."""
         copies = 3 if self.recipe.train.ema is None else 4
         there = len(Checkpoints(self.out / "checkpoints", self.recipe.checkpoint.keep).steps())
         checkpoints = max(1, self.recipe.checkpoint.keep + 2 - there)
-        return 4 * self.parameters() * (copies * checkpoints + 1)
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        return 4 * (trained * copies * checkpoints + self.parameters())
 
 
 def without_paths(record: dict[str, Any], verb: str) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def transfer(
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     recipe = _recipe(base, paths, out, settings or {})
     model = load(base, dtype="fp32")
+    model.merge_adapter()
     model.need_language_model()
     model.need_tokenizer()
     train, held_out, facts = read_apart(paths, test, column, label)

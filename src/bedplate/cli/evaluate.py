@@ -39,6 +39,7 @@ def command(
         bool, typer.Option("--isolate-documents", help="Hide the documents of a row from each other.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
     """Measure a model, with 95 % intervals: bits per byte on text, tasks, or a classifier's accuracy on labelled texts.
@@ -66,6 +67,7 @@ def command(
         isolate_documents=isolate_documents,
         device=device,
         label=label,
+        adapter=adapter,
     )
     if json:
         print_json(result)

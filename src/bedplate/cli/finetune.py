@@ -19,6 +19,7 @@ def command(
     \b
     Example:
       bedplate finetune recipes/classify.yaml base=quickstart/model data.path=reviews.csv
+      bedplate finetune recipes/classify.yaml base=quickstart/model data.path=reviews.csv adapter.rank=8
     """
     from bedplate.api.finetune import finetune
 

@@ -34,6 +34,7 @@ def command(
     dtype: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16; 16 bits are faster.", show_default="the model's own")
     ] = None,
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
     """Continue texts, or talk with a model; a single text or an answer is shown as it is written.
@@ -55,6 +56,7 @@ def command(
         "seed": seed,
         "device": device,
         "dtype": dtype,
+        "adapter": adapter,
     }
     if chat:
         conversation = converse(model, system=system, **options)

@@ -13,6 +13,7 @@ def command(
     file: Annotated[str | None, typer.Option(help="A .txt (one text), or .csv, .jsonl, ... (one a row).")] = None,
     column: Annotated[str, typer.Option(help="The column of the text in the file.")] = "text",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
     """Use a model: the label of each text, or its continuation.
@@ -23,7 +24,7 @@ def command(
     """
     from bedplate.api.predict import predict
 
-    predictions = predict(model, texts or (), file=file, column=column, device=device)
+    predictions = predict(model, texts or (), file=file, column=column, device=device, adapter=adapter)
     if json:
         print_json(predictions)
         return

@@ -39,6 +39,8 @@ def print_result(result: dict[str, Any]) -> None:
     """What a run came to, and where it left its model and report."""
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "adapter" in result:
+        print(f"Adapter: {result['adapter']}")
     print(f"Model: {result['model']}\nReport: {result['out']}/report.html")
 
 

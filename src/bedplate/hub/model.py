@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
+from bedplate.hub import adapter as adapters
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
 from bedplate.hub.locate import locate
+from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream
 from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
@@ -36,6 +38,7 @@ class Model:
     card: str = ""
     special: SpecialTokens = field(default_factory=SpecialTokens)
     tokenizer_config: dict[str, Any] = field(default_factory=dict)  # as the directory has it, chat template included
+    plain: Model | None = field(default=None, repr=False)  # what it is without the adapter that is on it
 
     @property
     def config(self) -> GPTConfig:
@@ -124,8 +127,33 @@ class Model:
             raise InputError(f"sequence_length={length} is not between 1 and the model's context, {context} tokens")
         return predict_labels(self.module, self.need_tokenizer(), texts, length)
 
+    def load_adapter(self, source: str | Path) -> None:
+        """Put a LoRA adapter on the model, in place of the one that is on it.
+
+        The weights stay as they are: `unload_adapter` gives back the model to the bit. A classifier's adapter makes a
+        language model that classifier.
+
+        Args:
+            source: an adapter directory, of `finetune` or of PEFT; a run directory; `hf:ORG/NAME`.
+
+        Raises:
+            InputError: there is none, it is of another base (by its fingerprint or by shapes), or it needs what is not
+                supported. The model is as before then.
+        """
+        adapters.attach(self, source)
+
+    def unload_adapter(self) -> None:
+        """Take the adapter off; without one nothing changes."""
+        adapters.detach(self)
+
+    def merge_adapter(self) -> None:
+        """Add the adapter to the weights, for generation at full speed and for `save`; without one nothing changes."""
+        adapters.merge(self)
+
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""
+        if self.plain is not None:
+            raise InputError("an adapter is on this model; merge_adapter() or unload_adapter() before saving it")
         save_directory(
             directory,
             self.module,
@@ -194,12 +222,19 @@ class Model:
         return self.tokenizer
 
 
-def load(path: str | Path, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Model:
-    """A model from a model directory, a run directory, `zoo:NAME` or `hf:ORG/NAME[@REVISION]`.
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    adapter: str | Path | None = None,
+) -> Model:
+    """A model from a model directory, a run directory, an adapter directory, `zoo:NAME` or `hf:ORG/NAME[@REVISION]`.
 
     Args:
         device: where the weights go, the CPU by default.
         dtype: fp32, bf16 or fp16; by default as the checkpoint has it, the zoo (stored in bf16, to be small) in fp32.
+        adapter: a LoRA adapter to put on it, see `Model.load_adapter`. An adapter directory in place of a model brings
+            the base that it names.
 
     Raises:
         InputError: nothing is there, or what is there is not a model that bedplate has.
@@ -207,6 +242,19 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     directory = locate(path)
     if dtype is None and str(path).startswith("zoo:"):
         dtype = "fp32"  # many CPUs multiply no bf16
+    if is_adapter(directory):
+        model = load(adapters.base_of(directory), device, dtype)
+        model.merge_adapter()  # where an adapter was trained on the base with another
+        model.load_adapter(directory)
+    else:
+        model = _load_directory(directory, device, dtype)
+    if adapter is not None:
+        model.merge_adapter()
+        model.load_adapter(adapter)
+    return model
+
+
+def _load_directory(directory: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:
     module = load_module(directory, dtype, device)
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"

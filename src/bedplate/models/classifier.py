@@ -83,8 +83,9 @@ class Classifier(TextModel):
             config = replace(config, is_causal=is_causal)
         classifier = Classifier(config, labels, pooling or ("cls" if config.is_encoder else "last"))
         weights = {name: value for name, value in base.state_dict().items() if not name.startswith(("head.", "score."))}
-        absent, _ = classifier.load_state_dict(weights, strict=False)
-        assert all(name.startswith(("score.", "pooler.", "transform.")) for name in absent), absent
+        absent, unknown = classifier.load_state_dict(weights, strict=False)
+        own = "score.", "pooler.", "transform."
+        assert all(name.startswith(own) for name in [*absent, *unknown]), (absent, unknown)
         generator, parameters = torch.Generator().manual_seed(0), dict(classifier.named_parameters())
         for name in absent:
             if name.endswith("dense.weight"):  # of a pooler or transform that the base does not have

@@ -17,7 +17,7 @@ from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import LinearCrossEntropy
 from bedplate.nn.presets import ENCODERS, default_intermediate_size, trunk_options
 from bedplate.nn.span import Span
-from bedplate.nn.trunk import Trunk
+from bedplate.nn.trunk import Trunk, matrix_flops
 
 DOCUMENT_TEMPERATURE = 4.0  # some words foretell the others less surely than a text its next token
 
@@ -232,7 +232,7 @@ class GPT(TextModel):
         return (nats * counted).sum(), counted.sum()
 
     def flops_per_token(self, length: int) -> int:
-        return super().flops_per_token(length) + 6 * self.head.weight.numel()
+        return super().flops_per_token(length) + matrix_flops(self.head.weight)
 
 
 def _bags(ids: Tensor, weight: Tensor) -> Tensor:

@@ -35,8 +35,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_grad = grad_enabled and any(ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_grad and bias is not None else None
+        # A frozen head, as beside an adapter, needs none.
+        grad_weight, grad_bias = (
+            torch.zeros_like(x, dtype=torch.float32) if needs_grad and x is not None and wanted else None
+            for x, wanted in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
+        )
         low = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             low = torch.get_autocast_dtype(hidden.device.type)
@@ -55,11 +58,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     logits = torch.addmm(bias_low, h, weight_low.t(), out=buffer[: len(h)])
                 nats, grad_logits = kernel(logits, targets[part], scores[: len(h)])
                 total += nats
-                if grad_hidden is None or grad_weight is None:
-                    continue
-                grad_hidden[part] = grad_logits @ weight_low
+                if grad_hidden is not None:
+                    grad_hidden[part] = grad_logits @ weight_low
                 if grad_bias is not None:
                     grad_bias += grad_logits.sum(0, dtype=torch.float32)
+                if grad_weight is None:
+                    continue
                 if low == torch.float32:
                     grad_weight.addmm_(grad_logits.t(), h)
                 else:
@@ -71,9 +75,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        on_bias = None if grad_bias is None else grad_bias * grad
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, on_bias, None, None, None, None
+        grad_hidden, *others = ctx.saved_tensors
+        scaled = (None if other is None else other * grad for other in others)
+        return grad_hidden * grad.to(grad_hidden.dtype), *scaled, None, None, None, None
 
 
 def in_buffers(logits: Tensor, targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

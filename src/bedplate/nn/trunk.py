@@ -45,8 +45,17 @@ class Trunk(nn.Module):
         """Training FLOPs a token (forward and backward) at rows of `length` tokens, heads and embeddings not counted.
 
         6 a weight of every matrix, and 12 * length * heads * head_dim a layer for attention's two products; causal
-        attention counts in full, as in PaLM (arXiv 2204.02311, appendix B).
+        attention counts in full, as in PaLM (arXiv 2204.02311, appendix B). See `matrix_flops` for frozen weights.
         """
         c = self.config
-        weights = sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Linear))
-        return 6 * weights + 12 * length * c.num_attention_heads * c.head_dim * c.num_hidden_layers
+        linears = [m for m in self.modules() if isinstance(m, nn.Linear)]
+        products = sum(matrix_flops(p) for m in linears for p in m.parameters() if p.dim() == 2)
+        return products + 12 * length * c.num_attention_heads * c.head_dim * c.num_hidden_layers
+
+
+def matrix_flops(weight: Tensor) -> int:
+    """Training FLOPs a row of a product with `weight`: 2 an entry for the output, the input's gradient, its own.
+
+    A frozen weight has none of its own.
+    """
+    return (6 if weight.requires_grad else 4) * weight.numel()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.recipe.schema import LoopRecipe, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
+from bedplate.recipe.schema import Count, LoopRecipe, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
 
 
 class FinetuneModelRecipe(Strict):
@@ -20,6 +20,32 @@ class FinetuneModelRecipe(Strict):
     (default: last, of an encoder cls, as `transformers` has it)"""
     attention: Literal["base", "causal", "bidirectional"] = "base"
     """classify: what a token sees: `causal`, the text before it; `bidirectional`, all of it; `base`, as in the base"""
+
+
+class AdapterRecipe(Strict):
+    """Matrices of low rank that are trained beside the frozen network (LoRA, arXiv 2106.09685)."""
+
+    rank: Count | None = None
+    """rank of the matrices (null or 0: no adapter, all weights are trained)"""
+    alpha: Rate | None = None
+    """their product counts alpha / rank times (default: 2 rank)"""
+    targets: list[str] | None = None
+    """linear layers, as `transformers` names them: q_proj, mlp.down_proj, c_attn, ... (default: all of the blocks)"""
+    dropout: Share = 0.0
+    """dropout on what enters the matrices"""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> AdapterRecipe:
+        if self.targets is not None and not self.targets:
+            raise ValueError("adapter.targets names no layer; leave it out for all linear layers of the blocks")
+        if not self.rank and (self.alpha, self.targets, self.dropout) != (None, None, 0):
+            raise ValueError("adapter has settings and no rank; give adapter.rank, 8 for example, or leave them out")
+        return self
 
 
 class FinetuneDataRecipe(Strict):
@@ -97,6 +123,7 @@ class FinetuneRecipe(RunRecipe):
     base: str
     """the pre-trained model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
     model: FinetuneModelRecipe = Field(default_factory=FinetuneModelRecipe)
+    adapter: AdapterRecipe = Field(default_factory=AdapterRecipe)
     data: FinetuneDataRecipe
     train: FinetuneTrainRecipe = Field(default_factory=FinetuneTrainRecipe)
     optimizer: FinetuneOptimizerRecipe = Field(default_factory=FinetuneOptimizerRecipe)

@@ -71,7 +71,7 @@ class Trainer:
         self.module: nn.Module = self.task.module.train()
         self.shared = Parallel(self.ranks, self.parallel, self.recipe.train, self.hardware)
         self.shared.wrap(self.module, self.weights)
-        self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        self.parameters: dict[str, Tensor] = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         self.optimizers = make_optimizers(self.module, self.recipe.optimizer, self.hardware.dtype, self.shared.exchange)
         self.checkpoints: Checkpoints | None = None
         if self.folder is not None:

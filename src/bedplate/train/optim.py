@@ -32,7 +32,9 @@ def make_optimizers(
     ]
     groups = [group for group in groups if group["params"]]
     betas = (recipe.beta1, recipe.beta2)
-    optimizers: list[Optimizer] = [torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)]
+    optimizers: list[Optimizer] = []
+    if groups:  # of an adapter on a language model, Muon takes all
+        optimizers.append(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True))
     if matrices:
         muon = Muon(matrices, recipe.muon_learning_rate, recipe.momentum, recipe.weight_decay, matmul_dtype, exchange)
         optimizers.append(muon)
