@@ -14,20 +14,20 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 quickstart: $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install ".[quickstart]"
+	$(VENV)/bin/python -m pip install ./zoo ".[quickstart]"
 	$(VENV)/bin/bedplate quickstart
 
 # One thread a worker: torch would otherwise start one a core in each of them.
 test: $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e ".[dev]"
+	$(VENV)/bin/python -m pip install ./zoo -e ".[dev]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 test-slow: $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e ".[dev]"
+	$(VENV)/bin/python -m pip install ./zoo -e ".[dev]"
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m slow
 
 lint: $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install -e ".[dev]"
+	$(VENV)/bin/python -m pip install ./zoo -e ".[dev]"
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

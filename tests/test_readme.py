@@ -85,7 +85,10 @@ def test_the_commands_for_your_own_data_run_in_their_order(empty_folder: Path) -
             assert out.startswith(("bright", "gloomy"))
 
 
-def test_quickstart_then_the_python_example(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_then_the_python_example(
+    empty_folder: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "BASE", str(tiny_run))
     out = run("bedplate quickstart")
     assert "quickstart/model" in out and Path("quickstart/report.html").exists()
     (example,) = blocks("python")

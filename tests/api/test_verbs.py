@@ -82,7 +82,7 @@ def test_doctor() -> None:
     assert names[0] == names[1]
 
 
-def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
+def test_quickstart(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
     """On its own recipe made tiny, and on our sentences in place of the package's reviews."""
     reviews = tmp_path / "reviews.csv"
     with reviews.open("w", encoding="utf-8", newline="") as file:
@@ -93,6 +93,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Pat
         for number in range(60):
             rows.writerow([f"sentence {number} is {'good' if number % 2 else 'bad'}", number % 2, "rotten_tomatoes"])
     monkeypatch.setattr("bedplate.api.quickstart._package_reviews", lambda: reviews)
+    monkeypatch.setattr("bedplate.api.quickstart.BASE", str(tiny_run))
     monkeypatch.setattr("bedplate.api.quickstart.LABELS", (8, 16))
     monkeypatch.setattr("bedplate.api.quickstart.SEEDS", 1)
     tiny = ["train.steps=2", "model.hidden_size=32", "tokenizer.vocab_size=300", "data.workers=1"]

@@ -225,6 +225,22 @@ def test_known_classes(tmp_path: Path) -> None:
         read_labelled(path, classes=["neg", "pos"])
 
 
+def test_a_label_in_another_spelling_is_recognised(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv", "text,label", [["a", "positive"], ["b", "Negative"]])
+    with pytest.raises(InputError, match=r"x\.csv:3: label 'Negative' .* \(did you mean 'negative'\?\); mend the row"):
+        read_labelled(path, classes=["negative", "positive"])
+
+
+def test_doubts_about_labels(tmp_path: Path) -> None:
+    rows = [[f"text {i}", "pos" if i else "Neg"] for i in range(30)]
+    path = write(tmp_path / "x.csv", "text,label", [*rows, ["another", "neg"]])
+    spelt, unbalanced = read_labelled(path).doubts()
+    assert spelt == "'Neg', 'neg' are taken for different labels; are they spellings of one?"
+    assert unbalanced.startswith("The labels are unbalanced ('pos' 29, ")
+    path = write(tmp_path / "y.csv", "text,label", [[f"text {i}", "pos" if i % 3 else "neg"] for i in range(30)])
+    assert read_labelled(path).doubts() == []
+
+
 def test_select_keeps_order_and_facts() -> None:
     data = labelled(["a", "b", "c"])
     part = data.select([2, 0])

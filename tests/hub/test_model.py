@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from bedplate.data.tokenizer import END_OF_TEXT, SMALLEST_VOCABULARY, train_tokenizer, vocabulary_size
 from bedplate.errors import InputError
+from bedplate.hub import locate
 from bedplate.hub.directory import SpecialTokens, read_special_tokens, save_directory
 from bedplate.hub.model import load
 from bedplate.hub.text import TextStream
@@ -214,17 +214,21 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_zoo(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="zoo:small: no zoo of shipped models is installed"):
+    monkeypatch.setattr(locate, "ZOO", "zoo_of_a_test")  # the real one may be installed
+    with pytest.raises(InputError, match=r"zoo:small: the zoo of shipped models is not installed; .*install \./zoo"):
         load("zoo:small")
-    package = tmp_path / "site" / "bedplate_zoo"
+    package = tmp_path / "site" / "zoo_of_a_test"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    shutil.copytree(directory, package / "small")
+    load(directory, dtype="bf16").save(package / "small")
     monkeypatch.syspath_prepend(package.parent)
-    assert load("zoo:small").card == "# A card\n"
+    model = load("zoo:small")
+    assert model.card == "# A card\n"
+    assert model.module.embed.weight.dtype == torch.float32  # stored small, computed on any CPU
+    assert load("zoo:small", dtype="bf16").module.embed.weight.dtype == torch.bfloat16
     with pytest.raises(InputError, match=r"zoo:\.\./x: the installed zoo has no such model; it has small"):
         load("zoo:../x")
-    sys.modules.pop("bedplate_zoo", None)
+    sys.modules.pop("zoo_of_a_test", None)
 
 
 def test_hub(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

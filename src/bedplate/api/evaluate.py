@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from bedplate.data.masking import MaskedBatches, Masking
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
+from bedplate.measure.likelihood import Scorer, Scoring
+from bedplate.measure.suite import run_suite
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.bert import MaskedLM
 from bedplate.models.classifier import Classifier
@@ -29,8 +31,14 @@ MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as 
 
 def evaluate(
     model: Model | str | Path,
-    data: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] | None = None,
     *,
+    suite: str | Path | None = None,
+    harness: str | Path | None = None,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    scoring: Scoring | None = None,
+    progress: Callable[[str], object] = lambda line: None,
     column: str | None = None,
     sequence_length: int | None = None,
     batch_size: int = 8,
@@ -38,7 +46,10 @@ def evaluate(
     device: str = "auto",
     label: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a model: a language model on a text, a classifier on labelled texts.
+    """Measure a model: a language model on a text or on tasks, a classifier on labelled texts.
+
+    Exactly one of `data`, `suite` and `harness` says on what. What a suite is and what it gives, see `run_suite`; for
+    the tasks of lm-evaluation-harness, see `run_harness`.
 
     Of a classifier, accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of a
     language model, bits per UTF-8 byte and nats per token on all of a text.
@@ -48,6 +59,11 @@ def evaluate(
 
     Args:
         model: a model, or what `load` takes.
+        suite: a folder of jsonl files, each a task.
+        harness: a folder of task definitions (yaml) for lm-evaluation-harness, and `tasks`, the names of those to run.
+        limit: rows of each task, its first ones.
+        scoring: of a suite: causal, masked or both; see `Scorer`.
+        progress: called with a line as each task of a suite is done.
         column: column of the text (default: `text`, for a classifier guessed).
         sequence_length: tokens of a row (default: the model's context, at most 1,024; 512 for a classifier).
         batch_size: rows at one time, of a language model.
@@ -62,7 +78,14 @@ def evaluate(
     Raises:
         InputError: labels that the classifier does not know, or options that do not fit the model.
     """
+    given = [name for name, value in (("data", data), ("suite", suite), ("harness", harness)) if value is not None]
+    if len(given) != 1:
+        raise InputError(f"give one of data, suite and harness to measure on, not {' and '.join(given) or 'none'}")
     loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    if data is None:
+        return _on_tasks(loaded, suite, harness, tasks, limit, scoring, progress)
+    if tasks or limit is not None or scoring is not None:
+        raise InputError("tasks, limit and scoring are for suite and harness; a text or labelled texts have none")
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context, module = loaded.config.max_position_embeddings, loaded.module
@@ -90,6 +113,31 @@ def evaluate(
         tokens, size = len(text), text.bytes
     rows = int(metrics["loss"]["n"])
     return {"n": rows, "metrics": metrics, "tokens": tokens, "bytes": size, "sequence_length": length}
+
+
+def _on_tasks(
+    model: Model,
+    suite: str | Path | None,
+    harness: str | Path | None,
+    tasks: Sequence[str],
+    limit: int | None,
+    scoring: Scoring | None,
+    progress: Callable[[str], object],
+) -> dict[str, Any]:
+    if suite is not None:
+        if tasks:
+            raise InputError("tasks are names of a harness's tasks; of a suite all files are scored")
+        return run_suite(Scorer(model, scoring), suite, limit=limit, progress=progress)
+    if scoring is not None:
+        raise InputError("scoring is for a suite; lm-evaluation-harness reads from left to right")
+    try:
+        from bedplate.measure.harness import run_harness
+    except ModuleNotFoundError as error:
+        if error.name != "lm_eval":
+            raise
+        raise InputError("lm-evaluation-harness is not installed; pip install 'bedplate[eval]'") from None
+    assert harness is not None
+    return run_harness(model, harness, tasks, limit=limit)
 
 
 def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, length: int) -> dict[str, Any]:

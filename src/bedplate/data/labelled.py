@@ -1,5 +1,6 @@
 """Texts with a label each: read from files with rows, split and sampled in proportion to the classes."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from bedplate.errors import InputError
 MAX_CLASSES = 1000
 NAMED_ROWS = 100
 """First rows whose columns are taken for all (rows of JSON Lines need not hold the same)."""
+UNBALANCED = 10
+"""How often the most frequent label occurs for each time of the rarest, where that is said aloud."""
 SHORT = 40
 """Longest label, in characters, of a column that is taken for the labels by its values."""
 
@@ -64,6 +67,22 @@ class LabelledTexts:
         labels = set(self.labels)
         numeric = all(NUMBER.fullmatch(label) for label in labels)
         return sorted(labels, key=lambda label: (float(label) if numeric else 0.0, label))
+
+    def doubts(self) -> list[str]:
+        """What a person should know of the labels before they are learnt, as sentences."""
+        counts, spelt, found = Counter(self.labels), dict[str, list[str]](), []
+        for name in self.classes:
+            spelt.setdefault("".join(name.lower().split()), []).append(name)
+        for names in spelt.values():
+            if len(names) > 1:
+                found.append(f"{_listed(names)} are taken for different labels; are they spellings of one?")
+        rows = counts.most_common()
+        if rows[0][1] >= UNBALANCED * rows[-1][1]:
+            shown = [f"{name!r} {count:,}" for name, count in (rows if len(rows) <= 6 else [*rows[:3], *rows[-3:]])]
+            found.append(
+                f"The labels are unbalanced ({', '.join(shown)}): accuracy says little of rare ones, macro F1 more."
+            )
+        return found
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -202,8 +221,11 @@ def _usable_rows(
         elif known is None or row.label in known:
             rows.append(row)
         else:
+            near = {name.lower(): name for name in reversed(classes or ())}
+            match = difflib.get_close_matches(row.label.lower(), near, n=1)
+            hint = f" (did you mean {near[match[0]]!r}?)" if match else ""
             raise InputError(
-                f"{source}: label '{row.label[:SHORT]}' is not among the known classes {_listed(classes or ())}; "
+                f"{source}: label '{row.label[:SHORT]}' is not among the known classes {_listed(classes or ())}{hint}; "
                 f"mend the row or leave it out"
             )
     for file, values in lacking.items():

@@ -46,6 +46,8 @@ def model_card(record: Mapping[str, Any]) -> str:
             `classes`, `pooling` and `family`: labels of a classifier, how it reads a text, and its architecture;
             `blank`: the token that a masked language model fills in;
             `chat`: whether the model answers;
+            `limits`: a text: what the model should not be used for;
+            `curve`: [(step, held-out bits per byte)];
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
             `test`: {"metrics": the same, of texts that were scored once};
@@ -63,6 +65,7 @@ def model_card(record: Mapping[str, Any]) -> str:
         "Use": _use(record, recipe),
         "Data": _data(record.get("data") or ""),
         "Evaluation": _metrics(_measured(record)),
+        "Limits": record.get("limits", ""),
         "Training": _training(record, recipe),
     }
     parts = [f"---\n{_yaml(front)}\n---", f"# {record.get('name') or 'Language model'}", _summary(record, family)]
@@ -137,9 +140,17 @@ def _training(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     parts = [
         f"Hardware: {hardware}." if hardware else "",
         f"```bash\n{record['command']}\n```" if record.get("command") else "",
+        _curve(record.get("curve") or ()),
         f"The resolved recipe:\n\n```yaml\n{_yaml(recipe)}\n```" if recipe else "",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def _curve(points: Sequence[tuple[int, float]]) -> str:
+    if not points:
+        return ""
+    steps, bits = (" | ".join(row) for row in ([f"{x:,}" for x, _ in points], [f"{y:.3f}" for _, y in points]))
+    return f"| step | {steps} |\n|{'---|' * (len(points) + 1)}\n| held-out bits per byte | {bits} |"
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def _from_zoo(source: str) -> Path:
         root = Path(str(files(ZOO)))
     except ModuleNotFoundError as error:
         raise InputError(
-            f"{source}: no zoo of shipped models is installed; give the path of a model directory"
+            f"{source}: the zoo of shipped models is not installed; in bedplate's source folder: pip install ./zoo"
         ) from error
     names = sorted(path.parent.name for path in root.glob("*/config.json"))
     if name not in names:

@@ -199,12 +199,14 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
 
     Args:
         device: where the weights go, the CPU by default.
-        dtype: fp32, bf16 or fp16, the checkpoint's by default.
+        dtype: fp32, bf16 or fp16; by default as the checkpoint has it, the zoo (stored in bf16, to be small) in fp32.
 
     Raises:
         InputError: nothing is there, or what is there is not a model that bedplate has.
     """
     directory = locate(path)
+    if dtype is None and str(path).startswith("zoo:"):
+        dtype = "fp32"  # many CPUs multiply no bf16
     module = load_module(directory, dtype, device)
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"

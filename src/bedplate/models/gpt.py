@@ -203,13 +203,12 @@ class GPT(TextModel):
     def masked_loss(self, ids: Tensor, at: Tensor, targets: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """(summed negative log-likelihood in nats, number counted) of `targets (B, K)` from the states at `at (B, K)`.
 
-        Every token sees all of its text, in which some tokens are hidden; the head is computed at `at` alone. With
+        Every token sees all of its text, in which some are hidden; head and last block are computed at `at` alone. With
         `at` one place before each target, generation and filling in use the same weights alike: masked next-token
         prediction (GPT-BERT, arXiv 2410.24159).
         """
-        hidden = self.hidden(ids, is_causal=False, **options)
-        index = at[..., None].expand(-1, -1, hidden.shape[-1])
-        return self.cross_entropy(hidden.gather(1, index), self.head.weight, targets)
+        hidden = self.hidden(ids, is_causal=False, at=at, **options)
+        return self.cross_entropy(hidden, self.head.weight, targets)
 
     def document_loss(self, given: Tensor, asked: Tensor, weight: Tensor, log_prior: Tensor) -> tuple[Tensor, Tensor]:
         """(sum over documents of the mean nats by which `given` words predict those `asked` for, documents counted).

@@ -127,9 +127,8 @@ class Language:
         """(nats, hits, number) of each row's hidden tokens `(B, 3)`; zeros where nothing is hidden."""
         if "masked_ids" not in batch:
             return torch.zeros(len(batch["ids"]), 3, device=batch["ids"].device)
-        hidden = self.module.hidden(batch["masked_ids"], is_causal=False, **_packing(batch))
         at, targets = batch["masked_at"], batch["masked_targets"]
-        logits = self.module.head(hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1])))
+        logits = self.module.head(self.module.hidden(batch["masked_ids"], is_causal=False, at=at, **_packing(batch)))
         nats, hits = cross_entropy_by_token(logits, targets), logits.argmax(-1) == targets
         return torch.stack([nats.sum(1), hits.sum(1), (targets >= 0).sum(1)], 1)
 

@@ -1,0 +1,66 @@
+"""Make a folder of the zoo from a run: weights in bf16, and a card with what the run record cannot know.
+
+    python zoo/build.py runs/text-mini text-mini --notes zoo/text-mini.yaml --figures blimp.json bits.json
+
+`--notes` is YAML with `description`, `license`, `data` and `limits`. `--figures` hold what `bedplate evaluate --json`
+prints: the card lists their metrics under the name of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import yaml
+
+import bedplate
+from bedplate.api.run import without_paths
+from bedplate.hub.card import model_card
+from bedplate.recipe import read_recipe
+from bedplate.train.log import read_rows
+
+ZOO = Path(__file__).parent / "src" / "bedplate_zoo"
+LARGEST = 15 * 2**20  # bytes of a file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run directory of bedplate pretrain")
+    parser.add_argument("name", help="the folder in the zoo")
+    parser.add_argument("--notes", type=Path, required=True)
+    parser.add_argument("--figures", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+
+    model = bedplate.load(args.run, dtype="bf16")
+    record = {
+        "name": args.name,
+        "command": "",
+        "recipe": read_recipe(args.run / "recipe.yaml").model_dump(mode="json"),
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "hardware": json.loads((args.run / "environment.json").read_text("utf-8"))["hardware"],
+        "curve": curve(args.run),
+        "metrics": {
+            f"{file.stem}: {name}": metric
+            for file in args.figures
+            for name, metric in json.loads(file.read_text("utf-8"))["metrics"].items()
+        },
+    }
+    record = without_paths(record, "pretrain") | {"command": f"bedplate pretrain recipes/{args.name}.yaml"}
+    model.card = model_card(record | yaml.safe_load(args.notes.read_text("utf-8")))
+    model.save(ZOO / args.name, overwrite=True)
+    sizes = {file.name: file.stat().st_size for file in (ZOO / args.name).iterdir()}
+    too_large = [name for name, size in sizes.items() if size > LARGEST]
+    if too_large:
+        raise SystemExit(f"{', '.join(too_large)}: larger than 15 MiB; make the model smaller")
+    print(f"{ZOO / args.name}: {sum(sizes.values()) / 2**20:.1f} MiB")
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """(step, held-out bits per byte) of every evaluation."""
+    rows = read_rows(run / "metrics.jsonl")
+    return [(row["step"], row["val_bits_per_byte"]) for row in rows if "val_bits_per_byte" in row]
+
+
+if __name__ == "__main__":
+    main()
