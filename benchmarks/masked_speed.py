@@ -44,7 +44,7 @@ HEAD_DIM, RATE = 64, 0.15
 
 @dataclass
 class Work:
-    """One step's rows `ids (B, N)`, of which the states `at (B, K)` foretell `targets (B, K)`; `tokens` are of texts."""
+    """One step's rows `ids (B, N)`; the states `at (B, K)` foretell `targets (B, K)`; `tokens` are those of texts."""
 
     ids: Tensor
     at: Tensor
@@ -58,8 +58,9 @@ class Work:
 
     def labels(self) -> Tensor:
         """The targets where `transformers` wants them, `(B, N)`."""
-        beside = torch.full((len(self.ids), self.ids.shape[1] + 1), IGNORE, device=self.ids.device)  # the last: no place
-        places = torch.where(self.targets == IGNORE, self.ids.shape[1], self.at)
+        rows, length = self.ids.shape
+        beside = torch.full((rows, length + 1), IGNORE, device=self.ids.device)  # one more, for no place
+        places = torch.where(self.targets == IGNORE, length, self.at)
         return beside.scatter_(1, places, self.targets)[:, :-1].contiguous()
 
 
@@ -127,7 +128,8 @@ def their_step(args: argparse.Namespace, compiled: bool, hardware: Hardware, wor
 
 def whole_rows(args: argparse.Namespace, generator: torch.Generator) -> Work:
     """Rows of text without an end."""
-    ids, count = torch.randint(args.vocab_size, (args.rows, args.length), generator=generator), round(RATE * args.length)
+    ids = torch.randint(args.vocab_size, (args.rows, args.length), generator=generator)
+    count = round(RATE * args.length)
     at = torch.stack([torch.randperm(args.length, generator=generator)[:count].sort()[0] for _ in range(args.rows)])
     return Work(ids, at, ids.gather(1, at), ids.numel())
 
@@ -212,7 +214,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=5, help="steps a round of each way")
     options.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    options.add_argument("--compile", action="store_true", help="compiled rows as well; needs a C++ compiler on the CPU")
+    options.add_argument("--compile", action="store_true", help="compiled rows as well; the CPU needs a C++ compiler")
     for name, value in {"layers": 4, "hidden-size": 256, "vocab-size": 8192, "rows": 16, "length": 128}.items():
         options.add_argument(f"--{name}", type=int, default=value)
     args = options.parse_args()
@@ -221,7 +223,7 @@ def main() -> None:
     whole, (packed, padded) = whole_rows(args, generator), short_texts(args, generator)
     check(args, whole, packed, padded)
     short = len(padded.ids), packed.tokens / packed.ids.numel(), padded.tokens / padded.ids.numel()
-    print(f"{short[0]} short texts; of their tokens, packed rows hold {short[1]:.0%} text and padded ones {short[2]:.0%}")
+    print(f"{short[0]} short texts; packed rows hold {short[1]:.0%} text and padded ones {short[2]:.0%}")
     both = ("bedplate", our_step), ("transformers", their_step)
     for title, kinds in (
         ("rows of text", [(f"{name}", make, whole) for name, make in both]),
