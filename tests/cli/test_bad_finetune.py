@@ -134,16 +134,16 @@ def test_nothing_is_left_to_train_on(
 
 
 @pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    folder = tmp_path / "bert"
+def t5(tmp_path: Path) -> Path:
+    folder = tmp_path / "t5"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5", "architectures": ["T5Model"]}))
     return folder
 
 
 @pytest.mark.parametrize("verb", ["finetune", "transfer"])
 def test_a_base_that_is_none(
-    run_cli: Any, recipe_file: Path, tmp_path: Path, bert: Path, tiny_model: Path, labelled: Path, verb: str
+    run_cli: Any, recipe_file: Path, tmp_path: Path, t5: Path, tiny_model: Path, labelled: Path, verb: str
 ) -> None:
     def refused(base: Path, *parts: object) -> None:
         command = {
@@ -152,7 +152,7 @@ def test_a_base_that_is_none(
         }[verb]
         assert_refused(run_cli(verb, *command), tmp_path / "run", *parts)
 
-    refused(bert, "config.json: model_type='bert' is not supported; supported: gpt2, llama, qwen3")
+    refused(t5, "config.json: model_type='t5' is not supported; supported: gpt2, llama, qwen3, bert, modernbert")
     (tmp_path / "void").mkdir()
     refused(tmp_path / "void", "void", "no such file; a model directory has one")
     mute = tmp_path / "mute"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ V, N, PAD = 96, 24, 0
 LABELS = ["bad", "so so", "good"]
 LENGTHS = torch.tensor([N, 3, 1, 17])
 FAMILIES = ("qwen3", "llama", "gpt2")
-POOLINGS = get_args(Pooling)
+POOLINGS: tuple[Pooling, ...] = ("last", "mean")
 SIZES = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
