@@ -15,9 +15,9 @@ from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
 from bedplate.hub.locate import locate
 from bedplate.hub.text import TextStream
+from bedplate.models.beam import generate
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
-from bedplate.models.sampling import generate
 from bedplate.tasks.classify import predict_labels
 
 
@@ -70,8 +70,9 @@ class Model:
             prompts: one text or several, or rows of token ids.
             stop: strings that end a text; it is cut before the first.
             stream: called with (row, new text) as text becomes certain.
-            options: max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed: see `sampling.generate`.
-                The model's end-of-text ids end a row; `stop_ids` gives others.
+            options: max_new_tokens, min_new_tokens, repetition_penalty, no_repeat_ngram_size; temperature, top_k, top_p
+                and seed of sampling, or num_beams, length_penalty and early_stopping of beam search: see
+                `sampling.generate` and `beam.beam_search`. The model's end-of-text ids end a row; `stop_ids` gives others.
 
         Raises:
             InputError: text without a tokenizer, or a prompt or setting that `sampling.generate` refuses.
