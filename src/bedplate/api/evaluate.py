@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
+from bedplate.data.summaries import read_summaries
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
@@ -19,6 +20,7 @@ from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify
 from bedplate.tasks.language import Language
+from bedplate.tasks.summarize import Summarizer, require_rouge, score
 from bedplate.train.hardware import choose_device
 
 
@@ -32,11 +34,13 @@ def evaluate(
     isolate_documents: bool = False,
     device: str = "auto",
     label: str | None = None,
+    summary: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a model: a language model on a text, a classifier on labelled texts.
+    """Measure a model: a language model on a text, a classifier on labelled texts, a summariser on summaries.
 
-    Of a classifier, accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of a
-    language model, bits per UTF-8 byte and nats per token on all of a text.
+    Of a summariser, ROUGE of the summaries that it writes, and of the documents' first sentences. Of a classifier,
+    accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of another language
+    model, bits per UTF-8 byte and nats per token on all of a text.
 
     Documents are joined by the end-of-text token and cut into rows of `sequence_length`, so a token sees at most that
     many before it; `isolate_documents` hides the documents of a row from each other.
@@ -48,11 +52,12 @@ def evaluate(
         batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
+        summary: column of the summaries (default: guessed), for a summariser, whose documents are in `column`.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
-        "tokens" and "bytes", of a classifier "data" (what was found) and "confusion" (rows: truth, in the order of
-        the model's labels).
+        "tokens" and "bytes", of a classifier "data" (what was found) and "confusion" (rows: truth, in the order of the
+        model's labels), of a summariser "data" and "baselines" ({"lead": metrics of first sentences}).
 
     Raises:
         InputError: labels that the classifier does not know, or options that do not fit the model.
@@ -68,12 +73,18 @@ def evaluate(
     if length > context:
         raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
+    if summary is not None and loaded.summarizer() is None:
+        raise InputError(f"summary={summary!r} is for summarisers; this model was not taught to summarise")
     if isinstance(module, Classifier):
         if isolate_documents:
             raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
         return _classifier(module, loaded.tokenizer, read_labelled(paths, column, label, module.labels), length)
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")
+    if (writer := loaded.summarizer()) is not None:
+        if sequence_length is not None or isolate_documents:
+            raise InputError("sequence_length and isolate_documents are not for summarisers; leave them out")
+        return _summarizer(writer, paths, column, summary)
     with tempfile.TemporaryDirectory() as scratch:
         text = prepare(paths, loaded.tokenizer, column=column or "text", val_fraction=0, cache_dir=scratch).train
         batches = EvalLoader(text, length, batch_size, isolate_documents=isolate_documents)
@@ -81,6 +92,14 @@ def evaluate(
         tokens, size = len(text), text.bytes
     rows = int(metrics["loss"]["n"])
     return {"n": rows, "metrics": metrics, "tokens": tokens, "bytes": size, "sequence_length": length}
+
+
+def _summarizer(writer: Summarizer, paths: list[str], column: str | None, summary: str | None) -> dict[str, Any]:
+    require_rouge()  # before hours of writing
+    data = read_summaries(paths, column, summary)
+    documents = [row.document for row in data.rows]
+    found = {"document": data.document, "summary": data.summary, "windowed": writer.windowed(documents)}
+    return {"n": len(data.rows), **score(data.rows, writer.summarize(documents)), "data": found}
 
 
 def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, length: int) -> dict[str, Any]:

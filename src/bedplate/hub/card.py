@@ -25,6 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```"""
+SUMMARIZES = """
+
+A summary follows a document and the cue that `tokenizer_config.json` names under `summarize`: there,
+`model.generate(**tokenizer(document + cue, return_tensors="pt"), num_beams=4)` writes one as well."""
 CLASSIFIES = {
     "last": """The folder loads in `transformers` as well, as `AutoModelForSequenceClassification`.""",
     "mean": """The folder loads in `transformers` as well, as `AutoModelForTokenClassification`:
@@ -41,7 +45,7 @@ def model_card(record: Mapping[str, Any]) -> str:
             `parameters`: a count;
             `recipe`: the resolved recipe, as plain data;
             `classes` and `pooling`: labels of a classifier, and how it reads a text;
-            `chat`: whether the model answers;
+            `chat`: whether the model answers; `summarizes`: whether it summarises;
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
             `test`: {"metrics": the same, of texts that were scored once};
@@ -51,7 +55,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     family = recipe.get("model", {}).get("preset")
     front: dict[str, Any] = {
         "library_name": "bedplate",
-        "pipeline_tag": "text-classification" if record.get("classes") else "text-generation",
+        "pipeline_tag": _pipeline(record),
         "tags": ["bedplate", family] if family else ["bedplate"],
     }
     front |= {key: record[key] for key in ("license", "language", "base_model") if record.get(key)}
@@ -66,9 +70,17 @@ def model_card(record: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _pipeline(record: Mapping[str, Any]) -> str:
+    if record.get("classes"):
+        return "text-classification"
+    return "summarization" if record.get("summarizes") else "text-generation"
+
+
 def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     if record.get("classes"):
         return USE.format(call='model.predict("A text")[0]', elsewhere=CLASSIFIES[record["pooling"]]).strip()
+    if record.get("summarizes"):
+        return USE.format(call='model.predict("A long text")[0]["text"]', elsewhere=GENERATES + SUMMARIZES).strip()
     prompt = (recipe.get("evaluate", {}).get("prompts") or ["The"])[0]
     call = f"model.generate({prompt!r}, max_new_tokens=64)[0]"
     if record.get("chat"):

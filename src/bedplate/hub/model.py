@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from tokenizers import Tokenizer
 
+from bedplate.data.summaries import SummaryForm
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
@@ -19,6 +20,7 @@ from bedplate.models.beam import generate
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.tasks.classify import predict_labels
+from bedplate.tasks.summarize import Summarizer
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Model:
             stream: called with (row, new text) as text becomes certain.
             options: max_new_tokens, min_new_tokens, repetition_penalty, no_repeat_ngram_size; temperature, top_k, top_p
                 and seed of sampling, or num_beams, length_penalty and early_stopping of beam search: see
-                `sampling.generate` and `beam.beam_search`. The model's end-of-text ids end a row; `stop_ids` gives others.
+                `sampling.generate` and `beam.beam_search`. The model's end-of-text ids end a row, or else `stop_ids`.
 
         Raises:
             InputError: text without a tokenizer, or a prompt or setting that `sampling.generate` refuses.
@@ -100,12 +102,17 @@ class Model:
         """One prediction an input, in order.
 
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
-        tokens (an option; default: the model's context, at most 512) is read in windows. A language model gives
+        tokens (an option; default: the model's context, at most 512) is read in windows. A summariser gives
+        `{"text": summary}`; options are those of `Summarizer.summarize`. Another language model gives
         `{"text": continuation}`; options are those of `generate`.
         """
-        if not isinstance(self.module, Classifier):
-            return [{"text": text} for text in self.generate(inputs, **options)]
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not isinstance(self.module, Classifier):
+            writer = self.summarizer()
+            if writer is None and "long" in options:
+                raise InputError("long is for summarisers, and this language model continues texts; leave it out")
+            written = self.generate(texts, **options) if writer is None else writer.summarize(texts, **options)
+            return [{"text": text} for text in written]
         context = self.config.max_position_embeddings
         length = options.pop("sequence_length", min(context, 512))
         if options:
@@ -113,6 +120,13 @@ class Model:
         if not 0 < length <= context:
             raise InputError(f"sequence_length={length} is not between 1 and the model's context, {context} tokens")
         return predict_labels(self.module, self.need_tokenizer(), texts, length)
+
+    def summarizer(self) -> Summarizer | None:
+        """What writes summaries, where the model was taught that."""
+        form = SummaryForm.of(self.tokenizer_config)
+        if form is None or not isinstance(self.module, GPT):
+            return None
+        return Summarizer(self.module, self.need_tokenizer(), form, self.special.eos)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""

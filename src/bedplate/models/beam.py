@@ -1,4 +1,4 @@
-"""Beam search: the continuation whose tokens are together the likeliest, as far as a few candidates at a time find it."""
+"""Beam search: the continuation whose tokens are the likeliest together, as far as a few candidates a step find it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from bedplate.errors import InputError
 from bedplate.models import sampling

@@ -21,7 +21,7 @@ def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def repeats(ids: Tensor, start: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The tokens that would end an n-gram of `size` which a row of `ids (B, T)` holds already, as (rows, tokens) `(n,)`.
+    """The tokens that would end an n-gram of `size` that a row of `ids (B, T)` holds already: (rows, tokens) `(n,)`.
 
     A row's n-grams begin at `start (B,)` or after it (arXiv 1705.04304, section 2.5, forbids them for summaries).
     """
