@@ -123,7 +123,9 @@ class Language:
         rows, length = batch["ids"].shape
         documents = batch["given"].shape[:2].numel() if "given" in batch else 0
         words = 12 * documents * self.module.head.weight.numel()  # into the embedding and out of the head
-        return rows * length * self.module.flops_per_token(length) + words
+        targets, head = batch["targets"], self.module.head.weight.numel()
+        unread = int((targets < 0).sum()) if targets.device.type == "cpu" else 0  # `linear_cross_entropy` skips them
+        return rows * length * self.module.flops_per_token(length) + words - 6 * head * unread
 
 
 def _packing(batch: Batch) -> dict[str, Any]:
