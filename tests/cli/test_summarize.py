@@ -25,7 +25,7 @@ def recipe_file(tmp_path: Path, tiny_finetune: Any, pairs: Path) -> Path:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    starts = ("the cat sees", "a dog finds", "her sister hears", "the river leaves")
+    starts = ("the cat sees", "a dog finds", "his sister hears", "the river leaves")
     rows = [{"document": f"{start} {i}", "summary": start} for i in (1, 1984) for start in starts]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return tmp_path / "pairs.jsonl"
@@ -46,8 +46,9 @@ def test_from_pairs_to_summaries(run_cli: Any, recipe_file: Path, tmp_path: Path
     ]
     assert all("95 % interval" in line for line in lines[:6])
     assert lines[6] == "8 documents from column 'document', summaries from 'summary'"
-    value = json.loads(run_cli("evaluate", model, "--data", pairs, "--summary", "document", "--json").out)
-    assert value["baselines"]["lead"]["rougeL"]["value"] == 1
+    swapped = ("--column", "summary", "--summary", "document")
+    value = json.loads(run_cli("evaluate", model, "--data", pairs, *swapped, "--json").out)
+    assert value["baselines"]["lead"]["rougeL"]["value"] == pytest.approx(6 / 7), "three of four words are the same"
 
     (tmp_path / "article.txt").write_text("the cat sees 1", "utf-8")
     plain = run_cli("predict", model, "--file", tmp_path / "article.txt", "--beams", 2, "--max-new-tokens", 4)

@@ -108,6 +108,8 @@ def read_summaries(path: Paths, document: str | None = None, summary: str | None
             raise InputError(f"{shown(path)}: no rows; give documents with their summaries, one a row")
         document = document or _guessed(path, "document", DOCUMENT_NAMES, names, summary)
         summary = summary or _guessed(path, "summary", SUMMARY_NAMES, names, document)
+    if document == summary:
+        raise InputError(f"'{document}' cannot be both document and summary; name the column of the other")
     found = [_checked(source, row, document, summary) for source, row in rows(path)]
     if not found:
         raise InputError(f"{shown(path)}: no rows; give documents with their summaries, one a row")
