@@ -95,7 +95,7 @@ def test_tokens_decoded_ahead_are_the_same(gpt: GPT, ahead: int, monkeypatch: py
 def decoding_columns(module: GPT, prompts: list[list[int]], steps: int, ahead: int) -> list[list[int]]:
     from bedplate.models.sampling import Sampler, _columns
 
-    choose = Sampler(prompts, temperature=0, top_k=None, top_p=None, repetition_penalty=1.0, seed=None)
+    choose = Sampler(prompts, temperature=0, top_k=None, top_p=None, seed=None)
     with torch.inference_mode():
         return [list(row) for row in zip(*_columns(module, prompts, steps, choose, ahead), strict=True)]
 

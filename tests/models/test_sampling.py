@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bedplate.errors import InputError
 from bedplate.models.decoder import Decoder
 from bedplate.models.gpt import GPT
-from bedplate.models.sampling import distribution, draw, generate, penalize
+from bedplate.models.rules import penalize
+from bedplate.models.sampling import distribution, draw, generate
 
 PROPERTY = settings(
     deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -13,6 +13,7 @@ from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
 from bedplate.data.masking import MaskedBatches, Masking
+from bedplate.data.summaries import read_summaries
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
@@ -24,6 +25,7 @@ from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
+from bedplate.tasks.summarize import Summarizer, require_rouge, score
 from bedplate.train.hardware import choose_device
 
 MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as most are trained
@@ -46,14 +48,16 @@ def evaluate(
     device: str = "auto",
     label: str | None = None,
     adapter: str | Path | None = None,
+    summary: str | None = None,
 ) -> dict[str, Any]:
-    """Measure a model: a language model on a text or on tasks, a classifier on labelled texts.
+    """Measure a model: a language model on text or tasks, a classifier on labelled texts, a summariser on summaries.
 
     Exactly one of `data`, `suite` and `harness` says on what. What a suite is and what it gives, see `run_suite`; for
     the tasks of lm-evaluation-harness, see `run_harness`.
 
-    Of a classifier, accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of a
-    language model, bits per UTF-8 byte and nats per token on all of a text.
+    Of a summariser, ROUGE of the summaries that it writes, and of the documents' first sentences. Of a classifier,
+    accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of another language
+    model, bits per UTF-8 byte and nats per token on all of a text.
 
     Documents are joined by the end-of-text token and cut into rows of `sequence_length`, so a token sees at most that
     many before it; `isolate_documents` hides the documents of a row from each other.
@@ -71,11 +75,12 @@ def evaluate(
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
+        summary: column of the summaries (default: guessed), for a summariser, whose documents are in `column`.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
-        "tokens" and "bytes", of a classifier "data" (what was found) and "confusion" (rows: truth, in the order of
-        the model's labels).
+        "tokens" and "bytes", of a classifier "data" (what was found) and "confusion" (rows: truth, in the order of the
+        model's labels), of a summariser "data" and "baselines" ({"lead": metrics of first sentences}).
 
     Raises:
         InputError: labels that the classifier does not know, or options that do not fit the model.
@@ -98,12 +103,18 @@ def evaluate(
     if length > context:
         raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
+    if summary is not None and loaded.summarizer() is None:
+        raise InputError(f"summary={summary!r} is for summarisers; this model was not taught to summarise")
     if isinstance(module, Classifier):
         if isolate_documents:
             raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
         return _classifier(module, loaded.tokenizer, read_labelled(paths, column, label, module.labels), length)
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")
+    if (writer := loaded.summarizer()) is not None:
+        if sequence_length is not None or isolate_documents:
+            raise InputError("sequence_length and isolate_documents are not for summarisers; leave them out")
+        return _summarizer(writer, paths, column, summary)
     with tempfile.TemporaryDirectory() as scratch:
         text = prepare(paths, loaded.tokenizer, column=column or "text", val_fraction=0, cache_dir=scratch).train
         batches = EvalLoader(text, length, batch_size, isolate_documents=isolate_documents)
@@ -140,6 +151,14 @@ def _on_tasks(
         raise InputError("lm-evaluation-harness is not installed; pip install 'bedplate[eval]'") from None
     assert harness is not None
     return run_harness(model, harness, tasks, limit=limit)
+
+
+def _summarizer(writer: Summarizer, paths: list[str], column: str | None, summary: str | None) -> dict[str, Any]:
+    require_rouge()  # before hours of writing
+    data = read_summaries(paths, column, summary)
+    documents = [row.document for row in data.rows]
+    found = {"document": data.document, "summary": data.summary, "windowed": writer.windowed(documents)}
+    return {"n": len(data.rows), **score(data.rows, writer.summarize(documents)), "data": found}
 
 
 def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, length: int) -> dict[str, Any]:

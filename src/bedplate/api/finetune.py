@@ -9,13 +9,14 @@ from typing import Any
 
 from bedplate.api.finetune_chat import ChatRun
 from bedplate.api.finetune_classify import ClassifyRun
+from bedplate.api.finetune_summarize import SummarizeRun
 from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
 
 
 def finetune(
     recipe: str | Path | Mapping[str, Any] | FinetuneRecipe, *overrides: str, resume: bool = False
 ) -> dict[str, Any]:
-    """Adapt a pre-trained model to a task as a recipe says: a classifier of texts, or a model that answers.
+    """Adapt a pre-trained model to a task as a recipe says: a classifier, a model that answers, or a summariser.
 
     Args:
         recipe: a YAML file, or the same as a mapping.
@@ -32,5 +33,10 @@ def finetune(
     """
     resolved = read_finetune_recipe(recipe, overrides)
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
-    kind = ClassifyRun if resolved.task == "classify" else ChatRun
+    kinds: dict[str, type[ClassifyRun | SummarizeRun | ChatRun]] = {
+        "classify": ClassifyRun,
+        "chat": ChatRun,
+        "summarize": SummarizeRun,
+    }
+    kind = kinds[resolved.task]
     return kind(resolved, resume, shlex.join(["bedplate", "finetune", str(name), *overrides])).run()

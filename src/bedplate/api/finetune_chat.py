@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from bedplate.models.gpt import GPT
 from bedplate.tasks.language import Language
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
+
+T = TypeVar("T")
 
 
 class ChatRun(FinetuneRun):
@@ -126,12 +128,12 @@ class ChatRun(FinetuneRun):
             log.say(f"{truncated:,} conversations are longer than {self.length} tokens and were cut.")
 
 
-def hold_out(chats: list[Chat], fraction: float, seed: int) -> tuple[list[Chat], list[Chat]]:
+def hold_out(chats: list[T], fraction: float, seed: int, what: str = "conversations") -> tuple[list[T], list[T]]:
     """(rest, held out), at random."""
     count = round(fraction * len(chats))
     if fraction and not 0 < count < len(chats):
         raise InputError(
-            f"{len(chats)} conversations are too few to hold out data.val_fraction={fraction}; give more, "
+            f"{len(chats)} {what} are too few to hold out data.val_fraction={fraction}; give more, "
             "data.val_path, or data.val_fraction=0"
         )
     chosen = set(np.random.default_rng(seed).permutation(len(chats))[:count].tolist())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
 from bedplate.data.sources import content_hash
+from bedplate.data.summaries import KEY
 from bedplate.errors import InputError
 from bedplate.hub.adapter import fingerprint, put_adapter, save_adapter, targets_of
 from bedplate.hub.model import Model, load
@@ -21,13 +22,12 @@ from bedplate.tasks import Task
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
-LONGEST = 256  # tokens of a row where the recipe names no length and the base reads more
-
 
 class FinetuneRun(Run[FinetuneRecipe]):
     """The parts that classifying and chatting share."""
 
     verb = "finetune"
+    longest: ClassVar[int] = 256  # tokens of a row where the recipe names no length and the base reads more
     task: Task
     module: GPT | Classifier
     base: Model  # its module is the one that is trained
@@ -44,9 +44,10 @@ class FinetuneRun(Run[FinetuneRecipe]):
             raise InputError(
                 f"{self.recipe.base}: the base model has no tokenizer.json, which fine-tuning on text needs"
             )
+        base.tokenizer_config.pop(KEY, None)  # what it was taught to summarise, where it was, is now taught over
         self.tokenizer = base.tokenizer
         self.context = base.config.max_position_embeddings
-        self.length = self.recipe.train.sequence_length or min(self.context, LONGEST)
+        self.length = self.recipe.train.sequence_length or min(self.context, self.longest)
         if self.length > self.context:
             raise InputError(
                 f"train.sequence_length={self.length} is longer than the context of {self.recipe.base}, "

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.errors import InputError
 from bedplate.hub.chat import Conversation
 from bedplate.hub.model import Model, load
+from bedplate.models.beam import EarlyStopping
 from bedplate.train.hardware import choose_device
 
 
@@ -16,10 +18,15 @@ def generate(
     prompts: str | Sequence[str],
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.8,
+    temperature: float | None = None,
     top_k: int | None = 50,
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    no_repeat_ngram_size: int = 0,
+    min_new_tokens: int = 0,
     stop: Sequence[str] = (),
     seed: int | None = None,
     device: str = "auto",
@@ -31,7 +38,10 @@ def generate(
 
     Args:
         model: a model, or what `load` takes.
-        temperature: 0 takes the likeliest token each time.
+        temperature: 0 takes the likeliest token each time (default: 0.8).
+        num_beams, length_penalty, early_stopping: more than one beam searches for the likeliest text, see
+            `models.beam.beam_search`; it does not sample, so `top_k`, `top_p` and `seed` mean nothing to it.
+        no_repeat_ngram_size, min_new_tokens: see `models.rules.Rules`.
         stop: strings that end a text.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         dtype: fp32, bf16 or fp16, that of its file by default, for a model that is loaded here.
@@ -43,16 +53,22 @@ def generate(
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype, adapter)
+    options: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty}
+    options |= {"early_stopping": early_stopping}
+    if num_beams <= 1:
+        options |= {"temperature": 0.8 if temperature is None else temperature}
+        options |= {"top_k": top_k, "top_p": top_p, "seed": seed}
+    elif temperature is not None:
+        raise InputError(f"temperature is of sampling, and num_beams={num_beams} searches; leave one of them out")
     continued = loaded.generate(
         texts,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
+        min_new_tokens=min_new_tokens,
         repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
         stop=stop,
-        seed=seed,
         stream=stream,
+        **options,
     )
     return [{"prompt": prompt, "text": text} for prompt, text in zip(texts, continued, strict=True)]
 

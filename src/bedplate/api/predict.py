@@ -34,7 +34,7 @@ def predict(
         options: those of `Model.predict`.
 
     Returns:
-        [{"label", "score", "scores"}] of a classifier, [{"text"}] of a language model.
+        [{"label", "score", "scores"}] of a classifier, [{"text"}] of a summariser or another language model.
 
     Raises:
         InputError: nothing to predict, both texts and a file, or an empty text.

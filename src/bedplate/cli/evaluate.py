@@ -30,6 +30,9 @@ def command(
     label: Annotated[
         str | None, typer.Option(help="The column of the label, for a classifier.", show_default="guessed")
     ] = None,
+    summary: Annotated[
+        str | None, typer.Option(help="The column of the summary, for a summariser.", show_default="guessed")
+    ] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024; a classifier's 512"),
@@ -42,13 +45,14 @@ def command(
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure a model, with 95 % intervals: bits per byte on text, tasks, or a classifier's accuracy on labelled texts.
+    """Measure a model, with 95 % intervals: bits per byte, tasks, a classifier's accuracy, a summariser's ROUGE.
 
     \b
     Example:
       bedplate evaluate quickstart/model --data my-text.txt
       bedplate evaluate quickstart/sentiment --data my-reviews.csv
       bedplate evaluate quickstart/model --suite blimp
+      bedplate evaluate runs/summarize --data my-summaries.jsonl
     """
     from bedplate.api.evaluate import evaluate
 
@@ -68,6 +72,7 @@ def command(
         device=device,
         label=label,
         adapter=adapter,
+        summary=summary,
     )
     if json:
         print_json(result)
@@ -77,10 +82,24 @@ def command(
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "baselines" in result:
+        _print_summariser(result)
+        return
     if "labels" in result:
         _print_classifier(result)
         return
     print(f"{result['tokens']:,} tokens, {result['bytes']:,} bytes, rows of {result['sequence_length']} tokens")
+
+
+def _print_summariser(result: dict[str, Any]) -> None:
+    """What the documents' first sentences score, and what was read."""
+    for name, metric in result["baselines"]["lead"].items():
+        interval = f"95 % interval {metric['low']:.4f} to {metric['high']:.4f}"
+        print(f"first sentence {name}: {metric['value']:.4f} ({interval})")
+    data = result["data"]
+    print(f"{result['n']:,} documents from column {data['document']!r}, summaries from {data['summary']!r}")
+    if data["windowed"]:
+        print(f"{data['windowed']:,} documents of more than the model reads at a time were read in windows")
 
 
 def _print_classifier(result: dict[str, Any]) -> None:

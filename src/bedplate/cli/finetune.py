@@ -14,7 +14,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in `out`.")] = False,
     json: Json = False,
 ) -> None:
-    """Adapt a pre-trained model to labelled texts or to conversations.
+    """Adapt a pre-trained model to labelled texts, conversations or summaries.
 
     \b
     Example:

@@ -24,10 +24,18 @@ def command(
     chat: Annotated[bool, typer.Option("--chat", help="Hold a conversation: /reset begins anew, /exit ends.")] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: what the model is told before.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0: the likeliest token; higher: bolder.")] = 0.8,
+    temperature: Annotated[
+        float | None, typer.Option(help="0: the likeliest token; higher: bolder.", show_default="0.8")
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Draw from so many tokens only (0: all).")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: what was written becomes less likely.")] = 1.0,
+    beams: Annotated[int, typer.Option(help="Search for the likeliest text with so many beams; 1: sample.")] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="With --beams: above 0 favours long texts, below 0 short ones.")
+    ] = 1.0,
+    no_repeat_ngram: Annotated[int, typer.Option(help="No run of this many tokens twice; 0: any may.")] = 0,
+    min_new_tokens: Annotated[int, typer.Option(help="Tokens to write at least.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed writes the same text.", show_default="random")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -42,6 +50,7 @@ def command(
     \b
     Example:
       bedplate generate quickstart/model "This film is" --temperature 0.7 --seed 1
+      bedplate generate quickstart/model "This film is" --beams 4 --no-repeat-ngram 3
       bedplate generate runs/chat/model --chat --system "Answer in one sentence."
     """
     from bedplate.api.generate import converse, generate
@@ -52,6 +61,8 @@ def command(
         "top_k": top_k or None,
         "top_p": top_p,
         "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "min_new_tokens": min_new_tokens,
         "stop": stop or (),
         "seed": seed,
         "device": device,
@@ -59,11 +70,15 @@ def command(
         "adapter": adapter,
     }
     if chat:
+        if beams != 1:
+            raise InputError("--beams is for texts to continue; an answer of --chat is sampled as it is shown")
+        options["temperature"] = 0.8 if temperature is None else temperature
         conversation = converse(model, system=system, **options)
         _talk(conversation, prompts, shown=not json)
         if json:
             print_json(conversation.messages)
         return
+    options |= {"num_beams": beams, "length_penalty": length_penalty}
     if system is not None:
         raise InputError("--system is for conversations; add --chat")
     if not prompts:

@@ -1,6 +1,6 @@
 """`bedplate predict`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,19 +12,46 @@ def command(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict.")] = None,
     file: Annotated[str | None, typer.Option(help="A .txt (one text), or .csv, .jsonl, ... (one a row).")] = None,
     column: Annotated[str, typer.Option(help="The column of the text in the file.")] = "text",
+    beams: Annotated[int | None, typer.Option(help="Beams of the search; 1: none.", show_default="the model's")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Above 0 favours long texts, below 0 short ones.", show_default="the model's")
+    ] = None,
+    no_repeat_ngram: Annotated[
+        int | None, typer.Option(help="No run of this many tokens twice; 0: any may.", show_default="the model's")
+    ] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Tokens at least.", show_default="the model's")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens at most.", show_default="the model's")] = None,
+    long: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a document longer than a summariser reads: the summary of its parts' summaries (reduce), these "
+            "(join), or that of its first part (first).",
+            show_default="reduce",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Use a model: the label of each text, or its continuation.
+    """Use a model: the label of each text, its summary, or its continuation.
 
     \b
     Example:
       bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
+      bedplate predict runs/summarize --file article.txt --beams 4
     """
     from bedplate.api.predict import predict
 
-    predictions = predict(model, texts or (), file=file, column=column, device=device, adapter=adapter)
+    options: dict[str, Any] = {
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "long": long,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    predictions = predict(model, texts or (), file=file, column=column, device=device, adapter=adapter, **given)
     if json:
         print_json(predictions)
         return

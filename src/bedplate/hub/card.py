@@ -27,6 +27,10 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```"""
 FILLS = """The folder loads in `transformers` as well, as `AutoModelForMaskedLM`."""
 SEQUENCES = """The folder loads in `transformers` as well, as `AutoModelForSequenceClassification`."""
+SUMMARIZES = """
+
+A summary follows a document and the cue that `tokenizer_config.json` names under `summarize`: there,
+`model.generate(**tokenizer(document + cue, return_tensors="pt"), num_beams=4)` writes one as well."""
 CLASSIFIES = {
     "last": SEQUENCES,
     "cls": SEQUENCES,
@@ -45,7 +49,7 @@ def model_card(record: Mapping[str, Any]) -> str:
             `recipe`: the resolved recipe, as plain data;
             `classes`, `pooling` and `family`: labels of a classifier, how it reads a text, and its architecture;
             `blank`: the token that a masked language model fills in;
-            `chat`: whether the model answers;
+            `chat`: whether the model answers; `summarizes`: whether it summarises;
             `limits`: a text: what the model should not be used for;
             `curve`: [(step, held-out bits per byte)];
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
@@ -76,6 +80,8 @@ def model_card(record: Mapping[str, Any]) -> str:
 def _pipeline(record: Mapping[str, Any]) -> str:
     if record.get("classes"):
         return "text-classification"
+    if record.get("summarizes"):
+        return "summarization"
     return "fill-mask" if record.get("blank") else "text-generation"
 
 
@@ -86,6 +92,8 @@ def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     if blank := record.get("blank"):
         call = f"model.predict({f'The film was {blank}.'!r})[0]"
         return USE.format(call=call, elsewhere=FILLS).strip()
+    if record.get("summarizes"):
+        return USE.format(call='model.predict("A long text")[0]["text"]', elsewhere=GENERATES + SUMMARIZES).strip()
     prompt = (recipe.get("evaluate", {}).get("prompts") or ["The"])[0]
     call = f"model.generate({prompt!r}, max_new_tokens=64)[0]"
     if record.get("chat"):

@@ -11,7 +11,7 @@ from bedplate.data.tokenizer import end_of_text_id, tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens
 from bedplate.hub.text import TextStream
-from bedplate.models.sampling import generate
+from bedplate.models.beam import generate
 
 if TYPE_CHECKING:
     from bedplate.hub.model import Model
@@ -61,7 +61,7 @@ def chat(
         messages: {"role", "content"} each, in order.
         stream: called with new text as it becomes certain.
         stop: strings that end the answer; it is cut before the first.
-        options: max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed: see `sampling.generate`.
+        options: those of `Model.generate`, such as max_new_tokens, temperature or num_beams.
 
     Returns:
         {"role": "assistant", "content"}.

@@ -10,6 +10,7 @@ from typing import Any, overload
 import torch
 from tokenizers import Tokenizer
 
+from bedplate.data.summaries import SummaryForm
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub import adapter as adapters
@@ -17,12 +18,13 @@ from bedplate.hub.directory import SpecialTokens, load_module, read_special_toke
 from bedplate.hub.locate import locate
 from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream
+from bedplate.models.beam import generate
 from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
-from bedplate.models.sampling import generate
 from bedplate.tasks.classify import predict_labels
 from bedplate.tasks.masked import CANDIDATES, fill_blanks
+from bedplate.tasks.summarize import Summarizer
 
 
 @dataclass
@@ -76,8 +78,9 @@ class Model:
             prompts: one text or several, or rows of token ids.
             stop: strings that end a text; it is cut before the first.
             stream: called with (row, new text) as text becomes certain.
-            options: max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed: see `sampling.generate`.
-                The model's end-of-text ids end a row; `stop_ids` gives others.
+            options: max_new_tokens, min_new_tokens, repetition_penalty, no_repeat_ngram_size; temperature, top_k, top_p
+                and seed of sampling, or num_beams, length_penalty and early_stopping of beam search: see
+                `sampling.generate` and `beam.beam_search`. The model's end-of-text ids end a row, or else `stop_ids`.
 
         Raises:
             InputError: text without a tokenizer, or a prompt or setting that `sampling.generate` refuses.
@@ -107,18 +110,21 @@ class Model:
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
         tokens (an option; default: the model's context, at most 512) is read in windows. A masked language model gives
         `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`; `candidates` (an
-        option) says how many tokens it names for each. A causal one gives `{"text": continuation}`; options are those
-        of `generate`.
+        option) says how many tokens it names for each. A summariser gives `{"text": summary}`; options are those of
+        `Summarizer.summarize`. Another language model gives `{"text": continuation}`; options are those of `generate`.
         """
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
         if isinstance(self.module, MaskedLM):
             candidates = options.pop("candidates", CANDIDATES)
             if options:
                 raise InputError(f"{next(iter(options))} is no option of a masked language model; it has candidates")
-            blanked = [inputs] if isinstance(inputs, str) else list(inputs)
-            return fill_blanks(self.module, self.need_tokenizer(), blanked, candidates)
+            return fill_blanks(self.module, self.need_tokenizer(), texts, candidates)
         if not isinstance(self.module, Classifier):
-            return [{"text": text} for text in self.generate(inputs, **options)]
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+            writer = self.summarizer()
+            if writer is None and "long" in options:
+                raise InputError("long is for summarisers, and this language model continues texts; leave it out")
+            written = self.generate(texts, **options) if writer is None else writer.summarize(texts, **options)
+            return [{"text": text} for text in written]
         context = self.config.max_position_embeddings
         length = options.pop("sequence_length", min(context, 512))
         if options:
@@ -149,6 +155,13 @@ class Model:
     def merge_adapter(self) -> None:
         """Add the adapter to the weights, for generation at full speed and for `save`; without one nothing changes."""
         adapters.merge(self)
+
+    def summarizer(self) -> Summarizer | None:
+        """What writes summaries, where the model was taught that."""
+        form = SummaryForm.of(self.tokenizer_config)
+        if form is None or not isinstance(self.module, GPT):
+            return None
+        return Summarizer(self.module, self.need_tokenizer(), form, self.special.eos)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""

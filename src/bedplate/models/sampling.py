@@ -14,19 +14,11 @@ from torch import Tensor
 from bedplate.errors import InputError
 from bedplate.models.decoder import borrowed_decoder, decodable
 from bedplate.models.gpt import GPT
+from bedplate.models.rules import Rules
 from bedplate.nn.cache import Cache
 
 GREEDY = 1e-5  # temperatures below it are taken as 0: logits divided by them would overflow
 AHEAD = 16  # tokens that a GPU decodes before the host looks at them, where nobody waits for each
-
-
-def penalize(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Logits `(B, V)`, those of tokens `ids (B, T)` made smaller: / penalty where positive, * penalty where negative.
-
-    The rule of CTRL (arXiv 1909.05858, section 4.1) in the form that also works for negative logits.
-    """
-    before = logits.gather(1, ids)
-    return logits.scatter(1, ids, torch.where(before > 0, before / penalty, before * penalty))
 
 
 def distribution(
@@ -68,7 +60,7 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 class Sampler:
-    """Chooses the next token of every row: repetition penalty, temperature, top-k, top-p, then a draw."""
+    """Chooses the next token of every row: rules, temperature, top-k, top-p, then a draw."""
 
     def __init__(
         self,
@@ -77,8 +69,8 @@ class Sampler:
         temperature: float,
         top_k: int | None,
         top_p: float | None,
-        repetition_penalty: float,
         seed: int | None,
+        rules: Rules | None = None,
     ) -> None:
         if not (0 <= temperature < math.inf):
             raise InputError(f"temperature={temperature} must be 0 (greedy) or a positive number")
@@ -86,12 +78,7 @@ class Sampler:
             raise InputError(f"top_k={top_k} must be at least 1, or left out to keep all tokens")
         if top_p is not None and not (0 < top_p <= 1):
             raise InputError(f"top_p={top_p} must be above 0 and at most 1")
-        if not (0 < repetition_penalty < math.inf):
-            raise InputError(f"repetition_penalty={repetition_penalty} must be a positive number; 1 is no penalty")
-        self.temperature, self.top_k, self.top_p, self.penalty = temperature, top_k, top_p, repetition_penalty
-        # (B, T) tokens of prompt and continuation; a short row repeats its last, which penalises no other.
-        longest = max(map(len, prompts), default=0)
-        self.ids = torch.tensor([prompt + prompt[-1:] * (longest - len(prompt)) for prompt in prompts])
+        self.temperature, self.top_k, self.top_p, self.rules = temperature, top_k, top_p, rules
         repeats = Counter[tuple[int, ...]]()
         self.generators = []
         for prompt in map(tuple, prompts):
@@ -101,13 +88,12 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether the choice is the largest logit alone."""
-        return self.temperature < GREEDY and self.penalty == 1
+        return self.temperature < GREEDY and self.rules is None
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Token ids `(B, 1)` for logits `(B, V)`."""
-        if self.penalty != 1:
-            self.ids = self.ids.to(logits.device)
-            logits = penalize(logits, self.ids, self.penalty)
+        if self.rules is not None:
+            logits = self.rules(logits)
         if self.temperature < GREEDY:
             chosen = logits.argmax(-1, keepdim=True)
         else:
@@ -116,12 +102,12 @@ class Sampler:
             chosen = draw(weights, uniform)
             if ids is not None:
                 chosen = ids.gather(1, chosen)
-        if self.penalty != 1:
-            self.ids = torch.cat((self.ids, chosen), 1)
+        if self.rules is not None:
+            self.rules.add(chosen)
         return chosen
 
 
-def _check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> None:
+def check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> None:
     for row, prompt in enumerate(prompts):
         if not prompt:
             raise InputError(f"prompt {row} is empty: give at least one token, such as the one that begins a document")
@@ -137,7 +123,7 @@ def _check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> N
             )
 
 
-def _prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor, Tensor | None]:
+def prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor, Tensor | None]:
     """Hidden states `(B, D)` of each row's last token; positions `(B, 1)` of the next, None where all are the same."""
     device = module.embed.weight.device
     lengths = [len(prompt) for prompt in prompts]
@@ -158,7 +144,7 @@ def _columns(module: GPT, prompts: list[list[int]], steps: int, choose: Sampler,
     """
     fast, longest, context = decodable(module), max(map(len, prompts)), module.config.max_position_embeddings
     cache = module.trunk.make_cache(len(prompts), longest if fast else longest + steps)
-    hidden, pos = _prefill(module, prompts, cache)
+    hidden, pos = prefill(module, prompts, cache)
     chosen = choose(module.head(hidden))
     yield chosen.flatten().tolist()
     left = steps - 1
@@ -190,6 +176,9 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    ngrams_of_prompt: bool = True,
+    min_new_tokens: int = 0,
     seed: int | None = None,
     stop_ids: Collection[int] = frozenset(),
     on_token: Callable[[int, int], bool | None] | None = None,
@@ -201,7 +190,8 @@ def generate(
     Args:
         max_new_tokens: of each row; a row ends earlier where prompt and continuation fill the model's context.
         temperature: divides the logits; 0 takes the most likely token each time.
-        top_k, top_p, repetition_penalty: see `distribution` and `penalize`; the penalty covers prompt and continuation.
+        top_k, top_p: see `distribution`.
+        repetition_penalty, no_repeat_ngram_size, ngrams_of_prompt, min_new_tokens: see `rules.Rules`.
         seed: of every row; the k-th repetition of the same prompt draws with seed + k. None: fresh entropy.
         stop_ids: tokens that end a row and are not part of it.
         on_token: called with (row, token id) as each token is recorded; returning True ends the row.
@@ -210,13 +200,18 @@ def generate(
         InputError: for an empty or too long prompt, an id outside the vocabulary, or a setting outside its range.
     """
     assert not module.training, "call module.eval() first: dropout has no place in generation"
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1")
     context = module.config.max_position_embeddings
-    _check_prompts(prompts, module.config.vocab_size, context)
-    choose = Sampler(
-        prompts, temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed
+    check_prompts(prompts, module.config.vocab_size, context)
+    rules = Rules.of(
+        prompts,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        repetition_penalty=repetition_penalty,
+        no_repeat_ngram_size=no_repeat_ngram_size,
+        ngrams_of_prompt=ngrams_of_prompt,
+        stop_ids=stop_ids,
     )
+    choose = Sampler(prompts, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, rules=rules)
     if not prompts:
         return []
     limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]

@@ -73,3 +73,34 @@ class Cache:
         keys, values = self._keys[layer], self._values[layer]
         assert keys is not None and values is not None
         return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def repeated(self, times: int, capacity: int) -> Cache:
+        """A cache of `capacity` tokens in which each row stands `times` times, one copy below the other."""
+        assert capacity >= self.length
+        copy = Cache(len(self._keys), self.batch_size * times, capacity)
+        copy.length, copy._has_valid, copy._has_doc = self.length, self._has_valid, self._has_doc
+        for name in ("_order", "_pos", "_valid", "_doc"):
+            setattr(copy, name, _widened(getattr(self, name), times, 1, self.length, capacity))
+        for ours, theirs in ((self._keys, copy._keys), (self._values, copy._values)):
+            theirs[:] = [None if t is None else _widened(t, times, 2, self.length, capacity) for t in ours]
+        return copy
+
+    def reorder(self, rows: Tensor, start: int = 0) -> None:
+        """Let row i go on from what row `rows[i]` of `rows (B,)` holds.
+
+        A row only takes from rows that share its first `start` tokens, and all tokens' places: those stay where they
+        are, so that beams behind a long prompt cost a copy of what they wrote, not of the prompt.
+        """
+        for tensor in (*self._keys, *self._values):
+            if tensor is not None:
+                written = tensor[:, :, start : self.length]
+                written.copy_(written.index_select(0, rows))
+
+
+def _widened(tensor: Tensor, times: int, dim: int, length: int, capacity: int) -> Tensor:
+    """Rows repeated in place, and room for `capacity` tokens along `dim`, of which `length` are there."""
+    repeated = tensor.narrow(dim, 0, length).repeat_interleave(times, 0)
+    missing = capacity - length
+    filler = repeated.new_ones if tensor.dtype == torch.bool else repeated.new_zeros
+    shape = [*repeated.shape[:dim], missing, *repeated.shape[dim + 1 :]]
+    return torch.cat((repeated, filler(shape)), dim)

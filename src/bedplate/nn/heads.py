@@ -125,6 +125,9 @@ def linear_cross_entropy(
         bias: `(V,)` of the head.
     """
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
+    if hidden.device.type == "cpu" and not (kept := targets != IGNORE).all():
+        # Where responses alone are learnt, most logits are for nothing. Elsewhere to count them would stall the device.
+        hidden, targets = hidden[kept], targets[kept]
     rows = rows or (CPU_ROWS if hidden.device.type == "cpu" else GPU_ROWS)
     total = _LinearCrossEntropy.apply(hidden, weight, bias, targets, rows, torch.is_grad_enabled(), kernel)
     return total, (targets != IGNORE).sum()

@@ -61,12 +61,16 @@ class FinetuneDataRecipe(Strict):
     """chat: the column of the prompt, where its name is not a usual one; needs `response`"""
     response: str | None = None
     """chat: the column of the response"""
+    document: str | None = None
+    """summarize: the column of the document (default: guessed, and printed)"""
+    summary: str | None = None
+    """summarize: the column of the summary, a string or a list of them (default: guessed, and printed)"""
     val_path: list[str] | None = None
     """examples for early stopping; without it val_fraction is held out"""
     val_fraction: Share = 0.1
     """share of examples held out for early stopping, of each class alike"""
     test_path: list[str] | None = None
-    """classify: examples that are scored once, at the end; near-duplicates of them are removed from the training"""
+    """classify, summarize: examples that are scored once, at the end; near-duplicates of them are not trained on"""
     max_tokens: Positive | None = None
     """classify: use a text's first so many tokens (default: all, in windows of train.sequence_length)"""
 
@@ -84,9 +88,9 @@ class FinetuneTrainRecipe(LoopRecipe):
     epochs: Rate | None = 4.0
     """passes over the examples"""
     batch_size: Positive = 16
-    """examples a step (chat: rows of packed examples)"""
+    """examples a step (chat, summarize: rows of packed examples)"""
     sequence_length: Positive | None = None
-    """tokens a row (default: the base's context, at most 256)"""
+    """tokens a row (default: the base's context, at most 256; summarize: at most 512)"""
 
 
 class FinetuneOptimizerRecipe(OptimizerRecipe):
@@ -106,20 +110,35 @@ class FinetuneEvaluateRecipe(Strict):
     every: Positive | None = None
     """steps between evaluations (default: an epoch)"""
     metric: str | None = None
-    """the metric whose best checkpoint is kept (default: accuracy, or bits_per_byte of the responses)"""
+    """the metric whose best checkpoint is kept (default: accuracy, or bits_per_byte of the responses or summaries)"""
     patience: Positive | None = 3
     """evaluations without a better value after which training stops (null: never)"""
     prompts: list[str] = Field(default_factory=list)
     """chat: user messages that are answered at each evaluation"""
     sample_tokens: Positive = 64
-    """chat: tokens of each answer"""
+    """chat, summarize: tokens of each answer"""
+
+
+class SummaryRecipe(Strict):
+    """summarize: how summaries are written, when they are scored and by `predict` where nothing else is said."""
+
+    num_beams: Positive = 4
+    """beams of the search (1: the likeliest token each time)"""
+    length_penalty: float = 1.0
+    """above 0 favours long summaries, below 0 short ones"""
+    no_repeat_ngram_size: Count = 3
+    """no n-gram of this many tokens stands twice in a summary (0: any may)"""
+    min_new_tokens: Count = 0
+    """tokens of a summary at least"""
+    max_new_tokens: Positive | None = None
+    """tokens of a summary at most (default: what 99 % of those to train on need)"""
 
 
 class FinetuneRecipe(RunRecipe):
     """Fine-tuning of a pre-trained model."""
 
-    task: Literal["classify", "chat"] = "classify"
-    """what is learnt: `classify`, the label of a text; `chat`, the responses to prompts"""
+    task: Literal["classify", "chat", "summarize"] = "classify"
+    """what is learnt: `classify`, the label of a text; `chat`, the responses to prompts; `summarize`, summaries"""
     base: str
     """the pre-trained model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
     model: FinetuneModelRecipe = Field(default_factory=FinetuneModelRecipe)
@@ -128,6 +147,7 @@ class FinetuneRecipe(RunRecipe):
     train: FinetuneTrainRecipe = Field(default_factory=FinetuneTrainRecipe)
     optimizer: FinetuneOptimizerRecipe = Field(default_factory=FinetuneOptimizerRecipe)
     evaluate: FinetuneEvaluateRecipe = Field(default_factory=FinetuneEvaluateRecipe)
+    summary: SummaryRecipe = Field(default_factory=SummaryRecipe)
 
     @model_validator(mode="after")
     def _agrees(self) -> FinetuneRecipe:
@@ -145,4 +165,14 @@ class FinetuneRecipe(RunRecipe):
                     raise ValueError(f"data.{key} is for task: classify, not for chat")
             if self.model.pooling is not None or self.model.attention != "base":
                 raise ValueError("model.pooling and model.attention are for task: classify, not for chat")
+        if self.task == "summarize":
+            for key in ("column", "label", "prompt", "response", "max_tokens"):
+                if getattr(self.data, key) is not None:
+                    raise ValueError(f"data.{key} is not for task: summarize, which has data.document and data.summary")
+            if (self.model.pooling, self.model.attention) != ("last", "base"):
+                raise ValueError("model.pooling and model.attention are for task: classify, not for summarize")
+            if self.evaluate.prompts:
+                raise ValueError("evaluate.prompts is for task: chat; a held-out document is summarised in its place")
+        elif self.data.document or self.data.summary or self.summary != SummaryRecipe():
+            raise ValueError(f"data.document, data.summary and summary are for task: summarize, not for {self.task}")
         return self

@@ -1,0 +1,65 @@
+"""ROUGE: how much of reference summaries a summary holds (Lin 2004), by the library `rouge-score`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from bedplate.metrics.intervals import Floats, ratio_interval
+
+NAMES = ("rouge1", "rouge2", "rougeL")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z])|(?<=[。！？])|\n\s*\n")
+
+
+def need_rouge() -> None:
+    """Make sure that the library is there.
+
+    Raises:
+        ImportError: it is not; says how to install it.
+    """
+    try:
+        import rouge_score  # noqa: F401
+    except ImportError as error:
+        raise ImportError("ROUGE needs the package rouge-score; install it: pip install 'bedplate[eval]'") from error
+
+
+def rouge_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Floats]:
+    """F1 of ROUGE-1 and ROUGE-2 (one and two words) and ROUGE-L (longest common subsequence) `(N,)` of each text.
+
+    Of several references the one of the highest score counts. Words are compared in lower case, as they are written (no
+    stemming); the library knows words of a-z and 0-9 alone, so texts of other scripts score 0.
+
+    Raises:
+        ImportError: see `need_rouge`.
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions for the references of {len(references)} texts")
+    need_rouge()
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(NAMES))
+    scored = [scorer.score_multi(list(several), text) for text, several in zip(predictions, references, strict=True)]
+    return {name: np.array([each[name].fmeasure for each in scored]) for name in NAMES}
+
+
+def rouge(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """{"rouge1", "rouge2", "rougeL": {"value", "low", "high", "n"}}: mean F1 from 0 to 1, see `rouge_scores`.
+
+    Intervals are 95 % percentile-bootstrap intervals over texts.
+    """
+    scores = rouge_scores(predictions, references)
+    return {
+        name: ratio_interval(values, np.ones(len(values)), resamples=resamples, seed=seed)
+        for name, values in scores.items()
+    }
+
+
+def lead(document: str) -> str:
+    """The first sentence: the baseline that a summariser has to beat."""
+    text = document.strip()
+    found = SENTENCE_END.search(text)
+    return text[: found.start()] if found else text
