@@ -110,8 +110,10 @@ class Summarizer:
 
 
 def require_rouge() -> None:
-    """Raises:
-    InputError: the library that scores summaries is missing.
+    """Make sure that summaries can be scored.
+
+    Raises:
+        InputError: the library is missing.
     """
     try:
         need_rouge()
