@@ -116,7 +116,7 @@ def token_scores(logits: Tensor, row: np.ndarray, token: np.ndarray) -> tuple[np
     logits = logits.float()
     index, wanted = (torch.as_tensor(values, device=logits.device) for values in (row, token))
     nats = logits[index, wanted] - logits.logsumexp(1)[index]
-    return nats.double().cpu().numpy(), (logits.argmax(1)[index] == wanted).cpu().numpy()
+    return nats.cpu().double().numpy(), (logits.argmax(1)[index] == wanted).cpu().numpy()
 
 
 def _rows(groups: Sequence[Sequence[Request]], tokens: int) -> Iterator[Row]:

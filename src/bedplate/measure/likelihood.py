@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from tokenizers import Tokenizer
 
+from bedplate.data.tokenizer import affixes, mask_id
 from bedplate.errors import InputError
 from bedplate.hub.model import Model
 from bedplate.measure.branches import Request, Score, Tally, causal_scores, token_scores
+from bedplate.models.bert import MaskedLM
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT
 
 Scoring = Literal["causal", "masked", "both"]
-MASKS = ("<|mask|>", "[MASK]", "<mask>")
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768, "mps": 8192}
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 
 
 class Scorer:
@@ -37,9 +38,11 @@ class Scorer:
     """
 
     def __init__(self, model: Model, scoring: Scoring | None = None) -> None:
-        module: nn.Module = model.module
+        module = model.module
         if isinstance(module, Classifier):
             raise InputError("a classifier gives no probability to a text; evaluate it on labelled texts (--data)")
+        if not isinstance(module, MaskedLM):
+            model.need_language_model()  # has the words for an encoder without a head
         self.module, self._gpt = module, module if isinstance(module, GPT) else None
         causal = self._gpt is not None and self._gpt.config.is_causal
         self.scoring = scoring or ("causal" if causal else "masked")
@@ -53,8 +56,8 @@ class Scorer:
         device = next(module.parameters()).device.type
         self._tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
         if self.scoring != "causal":
-            self._mask = _mask_token(model)
-            self._predict, self._before, self._after = self._reading(model)
+            self._mask = _needed_mask(self.tokenizer)
+            self._shift, self._options, self._before, self._after = self._reading(model)
 
     @property
     def start(self) -> int:
@@ -116,19 +119,16 @@ class Scorer:
         """Tokens of context and target that fit; the last one that a causal model predicts it need not read."""
         return self.context + 1 if self.scoring == "causal" else self.context - len(self._before) - len(self._after)
 
-    def _reading(self, model: Model) -> tuple[Callable[[Tensor, Tensor], Tensor], list[int], list[int]]:
-        """How the module predicts a masked token, and what stands around a text then: all that differs by module.
+    def _reading(self, model: Model) -> tuple[int, dict[str, bool], list[int], list[int]]:
+        """How masked tokens are predicted, all that differs by module: how many places before the mask, with which
+        options of the module, and what stands before and after a text.
 
-        The prediction takes ids `(B, N)` and the places of their masks `(B,)`, and gives logits `(B, V)`. A causal
-        model that was trained on masks as well predicts as it always does, at the place before.
+        A causal model that was trained on masks as well predicts as it always does, one place before.
         """
-        if (gpt := self._gpt) is not None:
-            ends = _first(_marker(model, "eos_token"), *model.special.eos)
-            after = [] if ends is None else [ends]
-            return lambda ids, at: gpt.head(gpt.hidden(ids, is_causal=False, at=at - 1)[:, 0]), [], after
-        around = self.ids("", special=True)  # [CLS] and [SEP]
-        half = len(around) // 2
-        return lambda ids, at: self.module(ids)[torch.arange(len(ids)), at], around[:half], around[half:]
+        if self._gpt is None:
+            return 0, {}, *affixes(self.tokenizer)
+        end = _first(_marker(model, "eos_token"), *model.special.eos)
+        return 1, {"is_causal": False}, [], [] if end is None else [end]
 
     def _masked_scores(self, requests: Sequence[Request]) -> list[Score]:
         """Scores of requests with one masked copy of the text for each token of the target, in batches of one length:
@@ -148,7 +148,8 @@ class Scorer:
                 lines = np.arange(len(copied))
                 token = copied[lines, place]
                 copied[lines, place] = self._mask
-                logits = self._predict(*(torch.as_tensor(values, device=device) for values in (copied, place)))
+                at = torch.as_tensor(place - self._shift, device=device)[:, None]
+                logits = self.module(torch.as_tensor(copied, device=device), at=at, **self._options)[:, 0]
                 nats, likeliest = token_scores(logits, lines, token)
                 tally.add(owner, nats, likeliest)
         return tally.scores()
@@ -171,14 +172,11 @@ class Scorer:
         return ids
 
 
-def _mask_token(model: Model) -> int:
-    token = _first(_marker(model, "mask_token"), *map(model.need_tokenizer().token_to_id, MASKS))
-    if token is None:
-        raise InputError(
-            f"scoring with masks needs a mask token, and the tokenizer has none of {', '.join(MASKS)}; "
-            "use scoring causal, or a model that was trained with masked tokens"
-        )
-    return token
+def _needed_mask(tokenizer: Tokenizer) -> int:
+    try:
+        return mask_id(tokenizer)
+    except InputError as error:
+        raise InputError(f"scoring with masks is for models that were trained with them, and {error}") from None
 
 
 def _marker(model: Model, *names: str) -> int | None:
