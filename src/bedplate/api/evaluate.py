@@ -9,6 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bedplate.api.predict import label_options
+from bedplate.api.zeroshot import evaluate_labels
 from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
@@ -19,6 +21,7 @@ from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.classifier import Classifier
 from bedplate.tasks.classify import Classify
 from bedplate.tasks.language import Language
+from bedplate.tasks.zeroshot import Labels
 from bedplate.train.hardware import choose_device
 
 
@@ -32,8 +35,10 @@ def evaluate(
     isolate_documents: bool = False,
     device: str = "auto",
     label: str | None = None,
+    labels: Labels | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Measure a model: a language model on a text, a classifier on labelled texts.
+    """Measure a model: a language model on a text, a classifier on labelled texts, any other with `labels` on these.
 
     Of a classifier, accuracy, macro-averaged F1 and loss; a text longer than `sequence_length` is read in windows. Of a
     language model, bits per UTF-8 byte and nats per token on all of a text.
@@ -48,6 +53,9 @@ def evaluate(
         batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
+        labels: what a model that has not learnt them chooses between, see `api.zeroshot.evaluate_labels`, which says
+            what is returned.
+        options: with labels, those of `predict`: examples, shots, seed, method, template, calibrate.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
@@ -58,6 +66,11 @@ def evaluate(
         InputError: labels that the classifier does not know, or options that do not fit the model.
     """
     loaded = model if isinstance(model, Model) else load(model, device=choose_device(device))
+    chosen = label_options(
+        labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
+    )
+    if labels is not None:
+        return evaluate_labels(loaded, data, column=column, label=label, **chosen, **options)
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context, module = loaded.config.max_position_embeddings, loaded.module

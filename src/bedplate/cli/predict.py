@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json
 
 
@@ -12,18 +13,38 @@ def command(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict.")] = None,
     file: Annotated[str | None, typer.Option(help="A .txt (one text), or .csv, .jsonl, ... (one a row).")] = None,
     column: Annotated[str, typer.Option(help="The column of the text in the file.")] = "text",
+    labels: Labels = None,
+    method: Method = None,
+    template: TemplateOption = None,
+    examples: Examples = None,
+    shots: Shots = None,
+    seed: Seed = 0,
+    calibrate: Calibrate = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
 ) -> None:
-    """Use a model: the label of each text, or its continuation.
+    """Use a model: the label of each text, its continuation, or the one of some labels that fits it best.
 
     \b
     Example:
       bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
+      bedplate predict quickstart/model "The match ended 2-1." --labels "sports,politics,business"
     """
     from bedplate.api.predict import predict
 
-    predictions = predict(model, texts or (), file=file, column=column, device=device)
+    options = {"method": method, "template": line_breaks(template), "calibrate": calibrate}
+    predictions = predict(
+        model,
+        texts or (),
+        file=file,
+        column=column,
+        device=device,
+        labels=labels,
+        examples=examples,
+        shots=shots,
+        seed=seed,
+        **{name: value for name, value in options.items() if value is not None},
+    )
     if json:
         print_json(predictions)
         return

@@ -13,8 +13,16 @@ from tokenizers import Tokenizer
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
+from bedplate.hub.embedding import (
+    Embedder,
+    EmbeddingSettings,
+    Pooling,
+    read_embedding_settings,
+    write_embedding_settings,
+)
 from bedplate.hub.locate import locate
 from bedplate.hub.text import TextStream
+from bedplate.hub.zeroshot import ZeroShot
 from bedplate.models.classifier import Classifier
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.sampling import generate
@@ -33,6 +41,8 @@ class Model:
     card: str = ""
     special: SpecialTokens = field(default_factory=SpecialTokens)
     tokenizer_config: dict[str, Any] = field(default_factory=dict)  # as the directory has it, chat template included
+    embedding: EmbeddingSettings | None = None  # of a directory in the form of sentence-transformers
+    _embedders: dict[Any, Embedder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def config(self) -> GPTConfig:
@@ -100,8 +110,11 @@ class Model:
 
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
         tokens (an option; default: the model's context, at most 512) is read in windows. A language model gives
-        `{"text": continuation}`; options are those of `generate`.
+        `{"text": continuation}`; options are those of `generate`. With `labels`, a model that has not learnt them
+        chooses between them and gives what a classifier does; options are those of `hub.zeroshot.ZeroShot`.
         """
+        if (labels := options.pop("labels", None)) is not None:
+            return ZeroShot(self, labels, **options).predict([inputs] if isinstance(inputs, str) else list(inputs))
         if not isinstance(self.module, Classifier):
             return [{"text": text} for text in self.generate(inputs, **options)]
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
@@ -112,6 +125,19 @@ class Model:
         if not 0 < length <= context:
             raise InputError(f"sequence_length={length} is not between 1 and the model's context, {context} tokens")
         return predict_labels(self.module, self.need_tokenizer(), texts, length)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        batch_size: int = 64,
+    ) -> torch.Tensor:
+        """A vector of each text, `(N, D)` fp32 on the CPU, in order; see `hub.embedding.Embedder`."""
+        if (key := (pooling, normalize)) not in self._embedders:  # what it finds out of the model serves the next texts
+            self._embedders[key] = Embedder(self.module, self.need_tokenizer(), self.embedding, pooling, normalize)
+        return self._embedders[key]([texts] if isinstance(texts, str) else list(texts), batch_size)
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""
@@ -124,6 +150,8 @@ class Model:
             tokenizer_config=self.tokenizer_config,
             overwrite=overwrite,
         )
+        if self.embedding is not None:
+            write_embedding_settings(directory, self.embedding)
 
     def _generate_text(
         self, prompts: list[str], stop: list[str], stream: Callable[[int, str], object] | None, options: dict[str, Any]
@@ -191,4 +219,5 @@ def load(path: str | Path, device: str | torch.device | None = None, dtype: str 
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"
     text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-    return Model(module, tokenizer, text, read_special_tokens(directory), load_tokenizer_config(directory))
+    special, settings = read_special_tokens(directory), read_embedding_settings(directory)
+    return Model(module, tokenizer, text, special, load_tokenizer_config(directory), settings)
