@@ -255,20 +255,17 @@ def test_a_model_without_a_first_token_needs_words_before_what_is_scored(model: 
 # by vectors
 
 
-def test_similarities_are_cosines_from_the_middle_of_the_labels() -> None:
-    vectors = {"x": [1.0, 0.0], "y": [0.0, 1.0], "text": [0.8, 0.6], "more y": [0.6, 0.8]}
+def test_similarities_are_cosines_with_the_mean_of_words_and_examples() -> None:
+    vectors = {"x": [1.0, 0.0], "y": [0.0, 1.0], "text": [0.8, 0.6], "like x": [0.6, 0.8], "very x": [1.0, 0.0]}
 
     def embed(texts: Any) -> torch.Tensor:
         return torch.tensor([vectors[text] for text in texts])
 
-    (row,) = similarities(embed, ["text"], {"a": "x", "b": "y"}).mul(TEMPERATURE).tolist()
-    # The middle is (0.5, 0.5); seen from there x lies at (1, -1) and the text at (0.3, 0.1).
-    expected = (0.3 - 0.1) / (2**0.5 * 0.1**0.5)
-    assert row == pytest.approx([expected, -expected], abs=1e-5)
-    (few,) = similarities(embed, ["text"], {"a": "x", "b": "y"}, [("more y", "b")]).mul(TEMPERATURE).tolist()
-    middle = torch.tensor([(1 + 0.3) / 2, (0 + 0.9) / 2])
-    side, text = torch.tensor([1.0, 0.0]) - middle, torch.tensor([0.8, 0.6]) - middle
-    assert few[0] == pytest.approx(float(side @ text / side.norm() / text.norm()), abs=1e-5)
+    labels = {"a": "x", "b": "y"}
+    assert similarities(embed, ["text"], labels).mul(TEMPERATURE)[0].tolist() == pytest.approx([0.8, 0.6])
+    few = similarities(embed, ["text"], labels, [("like x", "a"), ("very x", "a")]).mul(TEMPERATURE)[0].tolist()
+    mean = torch.tensor([(1 + 0.6 + 1) / 3, 0.8 / 3])
+    assert few == pytest.approx([float(mean @ torch.tensor([0.8, 0.6]) / mean.norm()), 0.6])
 
 
 @pytest.mark.parametrize("method", ["prompt", "embedding"])

@@ -280,19 +280,14 @@ class Prompt:
 def similarities(
     embed: Embed, texts: Sequence[str], labels: Mapping[str, str], examples: Sequence[Example] = ()
 ) -> Tensor:
-    """Logits `(T, C)`: how near each text's vector is to that of each label, over `TEMPERATURE`.
+    """Logits `(T, C)`: the cosine of each text's vector and each label's, over `TEMPERATURE`.
 
-    `embed` gives vectors of length 1. A label's vector is that of its words; with examples, the mean of these and of
-    the examples' vectors. From texts and labels the mean of the labels is taken: what all labels share says nothing
-    about which of them fits, and in small models it outweighs the rest.
+    `embed` gives vectors of length 1. A label's vector is that of its words; with examples, the mean of
+    that and theirs.
     """
     names = list(labels)
-    of_label = embed(list(labels.values())).float()
+    of_label = embed(list(labels.values()))
     if examples:
-        vectors = embed([text for text, _ in examples]).float()
         index = torch.tensor([names.index(label) for _, label in examples])
-        counts = 1 + torch.bincount(index, minlength=len(names))
-        of_label = of_label.index_add(0, index, vectors) / counts[:, None]
-    mean = of_label.mean(0)
-    directions = F.normalize(of_label - mean, dim=1)
-    return F.normalize(embed(texts).float() - mean, dim=1) @ directions.T / TEMPERATURE
+        of_label = of_label.index_add(0, index, embed([text for text, _ in examples]))
+    return embed(texts) @ F.normalize(of_label, dim=1).T / TEMPERATURE
