@@ -9,6 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bedplate.api.predict import label_options
+from bedplate.api.zeroshot import evaluate_labels
 from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
@@ -26,6 +28,7 @@ from bedplate.tasks.classify import Classify
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
 from bedplate.tasks.summarize import Summarizer, require_rouge, score
+from bedplate.tasks.zeroshot import Labels
 from bedplate.train.hardware import choose_device
 
 MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as most are trained
@@ -49,8 +52,10 @@ def evaluate(
     label: str | None = None,
     adapter: str | Path | None = None,
     summary: str | None = None,
+    labels: Labels | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Measure a model: a language model on text or tasks, a classifier on labelled texts, a summariser on summaries.
+    """Measure a model on what it is for: text, tasks, labelled texts, summaries, or labels that it has not learnt.
 
     Exactly one of `data`, `suite` and `harness` says on what. What a suite is and what it gives, see `run_suite`; for
     the tasks of lm-evaluation-harness, see `run_harness`.
@@ -76,6 +81,9 @@ def evaluate(
         label: column of the label (default: guessed), for a classifier.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
         summary: column of the summaries (default: guessed), for a summariser, whose documents are in `column`.
+        labels: what a model that has not learnt them chooses between, see `api.zeroshot.evaluate_labels`, which says
+            what is returned.
+        options: with labels, those of `predict`: examples, shots, seed, method, template, calibrate.
 
     Returns:
         {"n": rows, "metrics": {name: {"value", "low", "high", "n"}}, "sequence_length"}; of a language model also
@@ -88,11 +96,18 @@ def evaluate(
     given = [name for name, value in (("data", data), ("suite", suite), ("harness", harness)) if value is not None]
     if len(given) != 1:
         raise InputError(f"give one of data, suite and harness to measure on, not {' and '.join(given) or 'none'}")
+    chosen = label_options(
+        labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
+    )
     loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
     if data is None:
+        if labels is not None:
+            raise InputError("labels are for data; a suite and a harness bring their own")
         return _on_tasks(loaded, suite, harness, tasks, limit, scoring, progress)
     if tasks or limit is not None or scoring is not None:
         raise InputError("tasks, limit and scoring are for suite and harness; a text or labelled texts have none")
+    if labels is not None:
+        return evaluate_labels(loaded, data, column=column, label=label, **chosen, **options)
     if loaded.tokenizer is None:
         raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
     context, module = loaded.config.max_position_embeddings, loaded.module

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.zeroshot import read_examples
 from bedplate.data.sources import documents, kind_of
 from bedplate.errors import InputError
 from bedplate.hub.model import Model, load
+from bedplate.tasks.zeroshot import Example, Labels
 from bedplate.train.hardware import choose_device
 
 
@@ -20,6 +22,10 @@ def predict(
     column: str = "text",
     device: str = "auto",
     adapter: str | Path | None = None,
+    labels: Labels | None = None,
+    examples: str | Path | Sequence[Example | Mapping[str, str]] | None = None,
+    shots: int | None = None,
+    seed: int = 0,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Predictions, one an input, in order.
@@ -31,10 +37,14 @@ def predict(
         column: column of the text in `file`.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
-        options: those of `Model.predict`.
+        labels: what a model that has not learnt them chooses between: "sports,politics", a list, or {name: words}.
+        examples: of these labels: a file of labelled texts (`text` and `label` are guessed), or pairs of both.
+        shots: examples of each label that are drawn from a file (default: 4), by the seed.
+        options: those of `Model.predict`; with labels, those of `hub.zeroshot.ZeroShot`.
 
     Returns:
-        [{"label", "score", "scores"}] of a classifier, [{"text"}] of a summariser or another language model.
+        [{"label", "score", "scores"}] of a classifier or with labels, [{"text"}] of a summariser or another language
+        model.
 
     Raises:
         InputError: nothing to predict, both texts and a file, or an empty text.
@@ -49,7 +59,34 @@ def predict(
         if not text.strip():
             raise InputError(f"{name}: the text is empty; remove it or fill it in")
     loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
+    options |= label_options(labels, examples, shots, seed, options)
     return loaded.predict([text for _, text in named], **options)
+
+
+def label_options(
+    labels: Labels | None,
+    examples: str | Path | Sequence[Example | Mapping[str, str]] | None,
+    shots: int | None,
+    seed: int,
+    others: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The options of `ZeroShot` that say what is chosen between; empty where there are no labels.
+
+    Raises:
+        InputError: an option that needs labels without any, shots without a file, and what `read_examples` raises.
+    """
+    given = {"examples": examples, "shots": shots} | {
+        key: others.get(key) for key in ("method", "template", "calibrate")
+    }
+    if labels is None:
+        if name := next((name for name, value in given.items() if value is not None), None):
+            raise InputError(f"{name} is for a choice between labels; give labels as well, such as sports,politics")
+        return {}
+    if not isinstance(examples, str | Path):
+        if shots is not None:
+            raise InputError(f"shots={shots} draws from a file of examples; give one as examples")
+        return {"labels": labels, "examples": examples or ()}
+    return {"labels": labels, "examples": read_examples(examples, labels, shots, seed)}
 
 
 def _read(file: str | Path, column: str) -> list[tuple[str, str]]:

@@ -4,8 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json, say
 from bedplate.cli.tasks import print_tasks
+
+BASELINES = {"chance": "accuracy of guessing", "majority": "accuracy of the most frequent label"}
 
 
 def command(
@@ -41,6 +44,13 @@ def command(
     isolate_documents: Annotated[
         bool, typer.Option("--isolate-documents", help="Hide the documents of a row from each other.")
     ] = False,
+    labels: Labels = None,
+    method: Method = None,
+    template: TemplateOption = None,
+    examples: Examples = None,
+    shots: Shots = None,
+    seed: Seed = 0,
+    calibrate: Calibrate = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
@@ -53,9 +63,11 @@ def command(
       bedplate evaluate quickstart/sentiment --data my-reviews.csv
       bedplate evaluate quickstart/model --suite blimp
       bedplate evaluate runs/summarize --data my-summaries.jsonl
+      bedplate evaluate quickstart/model --data my-news.csv --labels "sports,politics,business"
     """
     from bedplate.api.evaluate import evaluate
 
+    options = {"method": method, "template": line_breaks(template), "calibrate": calibrate}
     result = evaluate(
         model,
         data or None,
@@ -73,6 +85,11 @@ def command(
         label=label,
         adapter=adapter,
         summary=summary,
+        labels=labels,
+        examples=examples,
+        shots=shots,
+        seed=seed,
+        **{name: value for name, value in options.items() if value is not None},
     )
     if json:
         print_json(result)
@@ -82,9 +99,12 @@ def command(
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
-    if "baselines" in result:
+    if "lead" in result.get("baselines", {}):
         _print_summariser(result)
         return
+    for name, values in result.get("baselines", {}).items():
+        share = values["accuracy"]
+        print(f"{BASELINES[name]}: {share['value']:.4f} (95 % interval {share['low']:.4f} to {share['high']:.4f})")
     if "labels" in result:
         _print_classifier(result)
         return
@@ -108,7 +128,9 @@ def _print_classifier(result: dict[str, Any]) -> None:
     print(f"{result['n']:,} texts from column {data['column']!r}, labels from {data['label']!r}")
     for what, count in data["dropped"].items():
         print(f"left out: {count:,} {what}")
-    if data["windowed"]:
+    if data.get("cut"):
+        print(f"{data['cut']:,} texts were longer than the prompt has room for and cut at their end")
+    if data.get("windowed"):
         print(f"{data['windowed']:,} texts of more than {result['sequence_length']} tokens were read in windows")
     for label, row in zip(labels, result["confusion"], strict=True):
         taken = ", ".join(f"{count:,} {name}" for name, count in zip(labels, row, strict=True) if count)

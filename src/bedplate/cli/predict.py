@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json
 
 
@@ -29,15 +30,23 @@ def command(
             show_default="reduce",
         ),
     ] = None,
+    labels: Labels = None,
+    method: Method = None,
+    template: TemplateOption = None,
+    examples: Examples = None,
+    shots: Shots = None,
+    seed: Seed = 0,
+    calibrate: Calibrate = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Use a model: the label of each text, its summary, or its continuation.
+    """Use a model: a text's label, its summary, its continuation, or the one of some labels that fits it best.
 
     \b
     Example:
       bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
+      bedplate predict zoo:text-mini "The match ended 2-1." --labels "sports,politics,business"
       bedplate predict runs/summarize --file article.txt --beams 4
     """
     from bedplate.api.predict import predict
@@ -49,9 +58,23 @@ def command(
         "min_new_tokens": min_new_tokens,
         "max_new_tokens": max_new_tokens,
         "long": long,
+        "method": method,
+        "template": line_breaks(template),
+        "calibrate": calibrate,
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    predictions = predict(model, texts or (), file=file, column=column, device=device, adapter=adapter, **given)
+    predictions = predict(
+        model,
+        texts or (),
+        file=file,
+        column=column,
+        device=device,
+        adapter=adapter,
+        labels=labels,
+        examples=examples,
+        shots=shots,
+        seed=seed,
+        **{name: value for name, value in options.items() if value is not None},
+    )
     if json:
         print_json(predictions)
         return

@@ -121,15 +121,19 @@ class SortedLoader:
 
 
 class SortedEvalLoader:
-    """All rows once, shortest first, in batches of at most `tokens` tokens with padding; batches have `text` too."""
+    """All rows once, shortest first, in batches of at most `tokens` tokens with padding; batches have `text` too.
 
-    def __init__(self, rows: Rows, tokens: int = 8192) -> None:
+    `most` limits the rows of a batch, where it is given.
+    """
+
+    def __init__(self, rows: Rows, tokens: int = 8192, most: int | None = None) -> None:
         self._rows = rows
         lengths = np.array([len(ids) for ids in rows.ids])
         self._batches: list[np.ndarray] = []
         start, by_length = 0, np.argsort(lengths, kind="stable")
         for stop in range(1, len(by_length) + 1):
-            if stop == len(by_length) or (stop + 1 - start) * lengths[by_length[stop]] > tokens:
+            full = stop - start == most
+            if stop == len(by_length) or full or (stop + 1 - start) * lengths[by_length[stop]] > tokens:
                 self._batches.append(by_length[start:stop])
                 start = stop
 

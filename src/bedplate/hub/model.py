@@ -15,9 +15,17 @@ from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub import adapter as adapters
 from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
+from bedplate.hub.embedding import (
+    Embedder,
+    EmbeddingSettings,
+    Pooling,
+    read_embedding_settings,
+    write_embedding_settings,
+)
 from bedplate.hub.locate import locate
 from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream
+from bedplate.hub.zeroshot import ZeroShot
 from bedplate.models.beam import generate
 from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
@@ -41,6 +49,8 @@ class Model:
     special: SpecialTokens = field(default_factory=SpecialTokens)
     tokenizer_config: dict[str, Any] = field(default_factory=dict)  # as the directory has it, chat template included
     plain: Model | None = field(default=None, repr=False)  # what it is without the adapter that is on it
+    embedding: EmbeddingSettings | None = None  # of a directory in the form of sentence-transformers
+    _embedders: dict[Any, Embedder] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def config(self) -> GPTConfig:
@@ -112,8 +122,12 @@ class Model:
         `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`; `candidates` (an
         option) says how many tokens it names for each. A summariser gives `{"text": summary}`; options are those of
         `Summarizer.summarize`. Another language model gives `{"text": continuation}`; options are those of `generate`.
+        With `labels`, a model that has not learnt them chooses between them and gives what a classifier does; options
+        are those of `hub.zeroshot.ZeroShot`.
         """
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        if (labels := options.pop("labels", None)) is not None:
+            return ZeroShot(self, labels, **options).predict(texts)
         if isinstance(self.module, MaskedLM):
             candidates = options.pop("candidates", CANDIDATES)
             if options:
@@ -163,6 +177,20 @@ class Model:
             return None
         return Summarizer(self.module, self.need_tokenizer(), form, self.special.eos)
 
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        batch_size: int = 64,
+    ) -> torch.Tensor:
+        """A vector of each text, `(N, D)` fp32 on the CPU, in order; see `hub.embedding.Embedder`."""
+        key = self.module, pooling, normalize  # what is found out of a module serves the next texts
+        if key not in self._embedders:
+            self._embedders[key] = Embedder(self.module, self.need_tokenizer(), self.embedding, pooling, normalize)
+        return self._embedders[key]([texts] if isinstance(texts, str) else list(texts), batch_size)
+
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_directory`."""
         if self.plain is not None:
@@ -176,6 +204,8 @@ class Model:
             tokenizer_config=self.tokenizer_config,
             overwrite=overwrite,
         )
+        if self.embedding is not None:
+            write_embedding_settings(directory, self.embedding)
 
     def _generate_text(
         self, prompts: list[str], stop: list[str], stream: Callable[[int, str], object] | None, options: dict[str, Any]
@@ -272,4 +302,5 @@ def _load_directory(directory: Path, device: str | torch.device | None, dtype: s
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"
     text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-    return Model(module, tokenizer, text, read_special_tokens(directory), load_tokenizer_config(directory))
+    special, settings = read_special_tokens(directory), read_embedding_settings(directory)
+    return Model(module, tokenizer, text, special, load_tokenizer_config(directory), embedding=settings)

@@ -169,7 +169,7 @@ class FinetuneRecipe(RunRecipe):
             for key in ("column", "label", "prompt", "response", "max_tokens"):
                 if getattr(self.data, key) is not None:
                     raise ValueError(f"data.{key} is not for task: summarize, which has data.document and data.summary")
-            if (self.model.pooling, self.model.attention) != ("last", "base"):
+            if self.model.pooling is not None or self.model.attention != "base":
                 raise ValueError("model.pooling and model.attention are for task: classify, not for summarize")
             if self.evaluate.prompts:
                 raise ValueError("evaluate.prompts is for task: chat; a held-out document is summarised in its place")
