@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models import decoder as decoding
-from bedplate.models.decoder import Decoder, _linear, _Weights, decodable
+from bedplate.models import products
+from bedplate.models.decoder import Decoder, decodable
 from bedplate.models.gpt import GPT
+from bedplate.models.products import Product
 from bedplate.models.sampling import generate
 from bedplate.nn.rotary import RopeConfig
 
@@ -72,8 +74,8 @@ def test_generates_what_the_module_would(gpt: GPT, prompts: list[list[int]], opt
 def test_more_rows_for_longer_pack_the_matrices_and_write_the_same(
     make_gpt: Callable[..., GPT], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpt, packed = make_gpt("qwen3-gqa", max_position_embeddings=80).to(dtype), Mock(wraps=decoding._packed)
-    monkeypatch.setattr(decoding, "_packed", packed)
+    gpt, packed = make_gpt("qwen3-gqa", max_position_embeddings=80).to(dtype), Mock(wraps=products.packed)
+    monkeypatch.setattr(products, "packed", packed)
     prompts = [*RAGGED, [4, 4]]
     for rows, new in ((2, 50), (4, 20), (4, 50)):
         assert packed.call_count == 0  # neither for few rows nor for few tokens
@@ -105,7 +107,7 @@ def decoding_columns(module: GPT, prompts: list[list[int]], steps: int, ahead: i
 def test_16_bits_are_as_near_to_fp32_as_the_modules_own(gpt: GPT, dtype: torch.dtype, batch: int) -> None:
     rows, low = some_rows(batch), copy.deepcopy(gpt).to(dtype)
     exact = copy.deepcopy(low).float()(rows)[:, 3:]
-    error = (logits(low, rows, 3, pack=decoding._packing_pays(low, batch, 99)).float() - exact).norm()
+    error = (logits(low, rows, 3, pack=products.packing_pays(low, batch, 99)).float() - exact).norm()
     assert error < 1.2 * (low(rows)[:, 3:].float() - exact).norm()
     assert error < 0.02 * exact.norm()
 
@@ -149,8 +151,14 @@ def test_parameters_that_share_memory_stay_what_they_were(gpt: GPT) -> None:
 def test_products_of_few_rows(out: int, rows: int, biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, 48), (out, 48), (out,)))
-    found = _linear(x, _Weights(weight, bias if biased else None))
-    torch.testing.assert_close(found, F.linear(x, weight, bias if biased else None), rtol=1e-5, atol=1e-5)
+    linear = nn.Linear(48, out, bias=biased)
+    linear.weight.data = weight
+    if biased:
+        linear.bias.data = bias
+    padded = F.pad(x, (0, 1))[:, :48]  # as a norm leaves them
+    with torch.no_grad():
+        found = Product.of(linear).into(torch.empty(rows, out), padded)
+        torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
 
 
 def hooked(gpt: GPT) -> GPT:
