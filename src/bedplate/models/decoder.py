@@ -156,7 +156,7 @@ class _Heads:
         if self._copies is not given:
             self._copies.copy_(given)
         if self._padded:
-            self._rows.normed(*gains, out=self._normed)
+            self._rows.normed(gains[0], out=self._normed)
         if rotary:
             cos, sin = rotary
             torch.addcmul(self._swapped * sin, self._straight, cos, out=self._qk)
@@ -357,8 +357,9 @@ class Decoder:
     def _layer(self, block: nn.Module) -> _Layer:
         assert isinstance(block, Block)
         attn, mlp, pack = block.attn, block.mlp, self._pack
-        gains = []
+        gains: list[Tensor] = []
         if self._config.qk_norm:
+            assert isinstance(attn.q_norm, RMSNorm) and isinstance(attn.k_norm, RMSNorm)
             gains = self._heads.gains(*(norm.weight.detach().to(self._wide) for norm in (attn.q_norm, attn.k_norm)))
         return _Layer(
             self._norm_weights(block.attn_norm),
