@@ -10,10 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bedplate.models import decoder as decoding
-from bedplate.models.decoder import Decoder, _linear, _Weights, decodable
+from bedplate.models import products
+from bedplate.models.decoder import Decoder, _Rows, decodable
 from bedplate.models.gpt import GPT
+from bedplate.models.products import Product
 from bedplate.models.sampling import generate
 from bedplate.nn.rotary import RopeConfig
 
@@ -47,7 +50,7 @@ def some_rows(batch: int, length: int = 14) -> Tensor:
     return torch.randint(0, 29, (batch, length), generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 2, 4, 5])
 @pytest.mark.parametrize("options", [{}, {"static": True}, {"pack": True}])
 def test_logits_are_the_modules(gpt: GPT, batch: int, options: dict[str, bool]) -> None:
     rows = some_rows(batch)
@@ -61,7 +64,68 @@ def test_every_rope_type(make_gpt: Callable[..., GPT], rope: str) -> None:
     torch.testing.assert_close(logits(gpt, rows, 5), gpt(rows)[:, 5:], rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("prompts", [RAGGED, [[1, 2, 3], [4, 5, 6]], [[7] * 20]])
+MIXTURES: dict[str, dict[str, Any]] = {
+    "learned positions, normed heads": {"variant": "qwen3-gqa", "rope": None},
+    "rotary, layer norm": {"variant": "qwen3", "norm": "layer", "mlp_bias": True},
+    "a window, normed heads": {"variant": "qwen3-gqa", "windows": (None, 4)},
+    "learned positions, RMS norm": {"variant": "llama", "rope": None, "gated": False, "activation": "gelu"},
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("static", [False, True])
+def test_what_no_family_combines(make_gpt: Callable[..., GPT], name: str, dtype: torch.dtype, static: bool) -> None:
+    gpt, rows = make_gpt(**MIXTURES[name]).to(dtype), some_rows(2)
+    exact = copy.deepcopy(gpt).float()(rows)[:, 3:]
+    error = (logits(gpt, rows, 3, static=static).float() - exact).norm() / exact.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_of_two_kernels(scale: float, dtype: torch.dtype) -> None:
+    generator, eps = torch.Generator().manual_seed(0), 1e-6
+    x, gain = (
+        scale * torch.randn(3, 40, generator=generator, dtype=dtype),
+        torch.randn(40, generator=generator).to(dtype),
+    )
+    rows = _Rows(x, 3, 40, eps, padded=True)
+    rows.rows.copy_(x)
+    out = torch.empty_like(rows.padded)
+    rows.normed(F.pad(gain, (0, 1)), out=out)
+    torch.testing.assert_close(out[:, :40], F.rms_norm(x, (40,), gain, eps))
+
+
+@pytest.mark.parametrize("variant, most", [("gpt2", 15), ("llama", 18), ("qwen3-gqa", 20)])
+def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: int) -> None:
+    """Each costs as much as a small product: a view or a cast more in every layer is to be seen here."""
+
+    def calls(layers: int) -> int:
+        counter, gpt = Calls(), make_gpt(variant, num_hidden_layers=layers).bfloat16()
+        with torch.inference_mode():
+            cache = gpt.trunk.make_cache(1, 3)
+            gpt.hidden(some_rows(1, 3), cache=cache)
+            decoder = Decoder(gpt, 1, 8)
+            decoder.start(cache, None)
+            with counter:
+                decoder.step(some_rows(1, 1))
+        return counter.number
+
+    assert calls(3) - calls(2) <= most
+
+
+class Calls(TorchFunctionMode):
+    """Counts what Python asks of PyTorch, but for attributes."""
+
+    number = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += getattr(func, "__name__", "") not in ("__get__", "__len__")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, [[1, 2, 3], [4, 5, 6]], [[7] * 20], [[3, 4], [5], [6, 7, 8], [9]]])
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 5, "repetition_penalty": 1.3, "seed": 3}])
 def test_generates_what_the_module_would(gpt: GPT, prompts: list[list[int]], options: dict[str, Any]) -> None:
     options |= {"max_new_tokens": 40, "stop_ids": {2}}
@@ -72,8 +136,8 @@ def test_generates_what_the_module_would(gpt: GPT, prompts: list[list[int]], opt
 def test_more_rows_for_longer_pack_the_matrices_and_write_the_same(
     make_gpt: Callable[..., GPT], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpt, packed = make_gpt("qwen3-gqa", max_position_embeddings=80).to(dtype), Mock(wraps=decoding._packed)
-    monkeypatch.setattr(decoding, "_packed", packed)
+    gpt, packed = make_gpt("qwen3-gqa", max_position_embeddings=80).to(dtype), Mock(wraps=products.packed)
+    monkeypatch.setattr(products, "packed", packed)
     prompts = [*RAGGED, [4, 4]]
     for rows, new in ((2, 50), (4, 20), (4, 50)):
         assert packed.call_count == 0  # neither for few rows nor for few tokens
@@ -101,11 +165,11 @@ def decoding_columns(module: GPT, prompts: list[list[int]], steps: int, ahead: i
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2, 4])
 def test_16_bits_are_as_near_to_fp32_as_the_modules_own(gpt: GPT, dtype: torch.dtype, batch: int) -> None:
     rows, low = some_rows(batch), copy.deepcopy(gpt).to(dtype)
     exact = copy.deepcopy(low).float()(rows)[:, 3:]
-    error = (logits(low, rows, 3, pack=decoding._packing_pays(low, batch, 99)).float() - exact).norm()
+    error = (logits(low, rows, 3, pack=products.packing_pays(low, batch, 99)).float() - exact).norm()
     assert error < 1.2 * (low(rows)[:, 3:].float() - exact).norm()
     assert error < 0.02 * exact.norm()
 
@@ -149,8 +213,14 @@ def test_parameters_that_share_memory_stay_what_they_were(gpt: GPT) -> None:
 def test_products_of_few_rows(out: int, rows: int, biased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((rows, 48), (out, 48), (out,)))
-    found = _linear(x, _Weights(weight, bias if biased else None))
-    torch.testing.assert_close(found, F.linear(x, weight, bias if biased else None), rtol=1e-5, atol=1e-5)
+    linear = nn.Linear(48, out, bias=biased)
+    linear.weight.data = weight
+    if biased:
+        linear.bias.data = bias
+    padded = F.pad(x, (0, 1))[:, :48]  # as a norm leaves them
+    with torch.no_grad():
+        found = Product.of(linear).into(torch.empty(rows, out), padded)
+        torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
 
 
 def hooked(gpt: GPT) -> GPT:

@@ -7,10 +7,9 @@ fast for few rows. Weights that were trained between two calls are seen: no copy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate
-from threading import Lock
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -20,17 +19,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bedplate.models.gpt import GPT
+from bedplate.models.products import GEMV_ROWS, Product, packing_pays, without_onednn
 from bedplate.nn.attention import Attention
 from bedplate.nn.block import ACTIVATIONS, MLP, Block
 from bedplate.nn.cache import Cache
+from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import LinearCrossEntropy
 from bedplate.nn.norm import RMSNorm
 from bedplate.nn.trunk import Trunk
 
-GEMV_ROWS = 2  # on the CPU: up to so many 16-bit rows, ATen's own product is faster than oneDNN's
-MKL_ROWS = 4  # up to so many fp32 rows, MKL is faster when asked for the transposed result
-PACKED_STEPS = 32  # packing the matrices for more rows takes as long as a dozen steps,
-PACKED_BYTES = 2**30  # and as much memory again
 SMALLEST_CAPACITY = 256  # of a captured graph; larger ones are powers of two
 WARM_UP = 3  # steps before a capture, in which libraries allocate and choose their kernels
 
@@ -39,19 +36,7 @@ _PLAIN |= {nn.Linear, nn.Embedding, nn.LayerNorm, nn.Identity, nn.Dropout}
 _captured: WeakKeyDictionary[GPT, Decoder] = WeakKeyDictionary()  # the last of each module
 
 
-class _Switch:
-    """Who of this process's threads has oneDNN turned off."""
-
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = Lock(), 0, True
-
-
-_switch = _Switch()
-
-
-class _Weights(NamedTuple):
-    """Of a product, or of a norm."""
-
+class _Norm(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 
@@ -59,13 +44,13 @@ class _Weights(NamedTuple):
 class _Layer(NamedTuple):
     """What a block is made of: `qkv` is one product, and so is `inner`, of the gate (if there is one) and up."""
 
-    attn_norm: _Weights
-    qkv: _Weights
-    qk_norm: tuple[Tensor, Tensor] | None
-    o: _Weights
-    mlp_norm: _Weights
-    inner: _Weights
-    down: _Weights
+    attn_norm: _Norm
+    qkv: Product
+    qk_gains: list[Tensor]  # of queries and keys, where these have norms
+    o: Product
+    mlp_norm: _Norm
+    inner: Product
+    down: Product
     window: int | None
 
 
@@ -96,7 +81,7 @@ def borrowed_decoder(module: GPT, batch_size: int, length: int, steps: int) -> I
     """
     capacity = length + steps
     if module.embed.weight.device.type != "cuda":
-        yield Decoder(module, batch_size, capacity, pack=_packing_pays(module, batch_size, steps))
+        yield Decoder(module, batch_size, capacity, pack=packing_pays(module, batch_size, steps))
         return
     capacity = max(SMALLEST_CAPACITY, 1 << (capacity - 1).bit_length())
     decoder = _captured.pop(module, None)
@@ -110,11 +95,82 @@ def borrowed_decoder(module: GPT, batch_size: int, length: int, steps: int) -> I
         _captured[module] = decoder
 
 
+class _Rows:
+    """Rows `(R, width)` that an RMSNorm reads.
+
+    On the CPU it is ten kernels of PyTorch's. Two of others do it as well: beside the constant sqrt(width eps) a row
+    has the norm sqrt(width) rms, and to scale rows to a norm is the first half of weight normalisation.
+    """
+
+    def __init__(self, like: Tensor, count: int, width: int, eps: float, *, padded: bool) -> None:
+        self.padded = like.new_full((count, width + padded), math.sqrt(width * eps))
+        self.rows = self.padded[:, :width]
+        self._norms = like.new_full((count, 1), math.sqrt(width))
+
+    def normed(self, gain: Tensor, out: Tensor) -> None:
+        """Write rows / rms * gain; `gain` and `out` have one column more, which means nothing."""
+        torch.mul(torch._weight_norm_interface(self.padded, self._norms)[0], gain, out=out)
+
+
+class _Heads:
+    """Queries, keys and values of one token of each row on their way from a product into the attention.
+
+    Each head stands twice, if they are rotated: from the middle of the one to the middle of the other, its halves are
+    swapped.
+    """
+
+    def __init__(self, like: Tensor, product: Tensor, config: TrunkConfig) -> None:
+        c, batch = config, len(product)
+        heads, shared, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        count, width = heads + 2 * shared, dim if c.rope is None else 2 * dim
+        self._config, self._given = c, product.view(batch, count, 1, dim)
+        self._padded = c.qk_norm and like.device.type == "cpu"
+        self._rows = _Rows(like, batch * count, width, c.norm_eps, padded=self._padded)
+        self._normed = torch.empty_like(self._rows.padded) if self._padded else self._rows.padded
+        self._copies = self._rows.rows.view(batch, count, -1, dim)
+        if c.rope is None and not c.qk_norm and like.dtype == product.dtype:
+            self._copies = self._given
+        out, both = self._copies[:, :, 0], slice(heads + shared)
+        self._qk, self.kv = out[:, both], out[:, heads:]
+        self.q = out[:, :heads].unflatten(1, (shared, -1))  # those that share a key are its queries: none is repeated
+        straight = self._normed[:, :width].view(batch, count, width)[:, both]
+        self._straight, self._swapped = straight[..., :dim], straight[..., dim // 2 :][..., :dim]
+
+    def gains(self, q_gain: Tensor, k_gain: Tensor) -> list[Tensor]:
+        """What `update` takes; on the CPU a gain for every number."""
+        if not self._padded:
+            return [q_gain, k_gain]
+        c, (batch, count, copies, dim) = self._config, self._copies.shape
+        each = q_gain.new_zeros(count, dim)
+        each[: c.num_attention_heads] = q_gain
+        each[c.num_attention_heads : -c.num_key_value_heads] = k_gain
+        return [F.pad(each.repeat(batch, copies), (0, 1))]
+
+    def update(self, gains: list[Tensor], rotary: list[Tensor]) -> None:
+        """Make `q` and `kv` of what the product gave."""
+        given, c = self._given, self._config
+        if gains and not self._padded:
+            q, k, v = given[:, :, 0].split((c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads), 1)
+            q, k = (F.rms_norm(x, gain.shape, gain, c.norm_eps) for x, gain in zip((q, k), gains, strict=True))
+            given = torch.cat((q, k, v), 1).unsqueeze(2)
+        if self._copies is not given:
+            self._copies.copy_(given)
+        if self._padded:
+            self._rows.normed(gains[0], out=self._normed)
+        if rotary:
+            cos, sin = rotary
+            torch.addcmul(self._swapped * sin, self._straight, cos, out=self._qk)
+        elif self._padded:
+            self._qk.copy_(self._straight)
+
+
 class Decoder:
     """Steps of one token a row.
 
-    On the CPU a step runs as it is written. Keys, values and the residual stream are fp32, in which the attention of
-    one token is several times faster than in 16 bits. On CUDA a step is one captured graph that asks the host nothing.
+    On the CPU a step runs as it is written. Products stream their matrices through the caches, so each call between
+    them is a slow one: there are few, and they write into memory and views that are made once. Keys, values and the
+    residual stream are fp32, in which the attention of one token is several times faster than in 16 bits. On CUDA a
+    step is one captured graph that asks the host nothing.
 
     Shapes: tokens and positions `(B,)`; keys above values `(B, 2 Hkv, capacity, Dh)` a layer. All rows write the same
     slot of the cache; a mask hides the padding behind shorter prompts.
@@ -130,32 +186,51 @@ class Decoder:
     ) -> None:
         weight, c = module.embed.weight.detach(), module.config.trunk
         self._config, self._dtype, self._static, self._pack = c, weight.dtype, static, pack
-        device = weight.device
-        self._wide = torch.promote_types(weight.dtype, torch.float32) if device.type == "cpu" else weight.dtype
-        self._embed, self._head = weight, self._product(module.head)
+        device, self._addresses = weight.device, _addresses(module)
+        wide = torch.promote_types(weight.dtype, torch.float32) if device.type == "cpu" else weight.dtype
+        self._wide = wide
+        self._embed = weight
         self._positions = None if module.positions is None else module.positions.weight.detach()
-        self._layers = [self._layer(block) for block in module.trunk.blocks]
-        self._norm = self._norm_weights(module.trunk.norm)
-        self._windows = {layer.window for layer in self._layers}
-        self._addresses = _addresses(module)
 
         self._capacity, self._length, self._ragged = capacity, 0, False
         self._last_pos = min(capacity, module.config.max_position_embeddings) - 1
         self._ids, self._pos = (torch.zeros(batch_size, dtype=torch.long, device=device) for _ in range(2))
         self._slot = torch.zeros(1, dtype=torch.long, device=device)
         self._written = torch.zeros(capacity, batch_size, dtype=torch.long, device=device)
-        shape = batch_size, 2 * c.num_key_value_heads, capacity, c.head_dim
+        shape = c.num_hidden_layers, batch_size, 2 * c.num_key_value_heads, capacity, c.head_dim
         make = torch.zeros if static else torch.empty  # what is masked is read, and must be numbers
-        both = [make(shape, dtype=self._wide, device=device) for _ in self._layers]
-        self._cache = [(kv, *kv.chunk(2, 1)) for kv in both]
+        self._cache = make(shape, dtype=wide, device=device)
         self._key_pos = torch.zeros(batch_size, capacity, dtype=torch.long, device=device)
-        self._mask = torch.zeros(batch_size, 1, 1, capacity, dtype=self._wide, device=device)  # added to the scores
-        self._logits = torch.empty(0)
+        self._mask = torch.zeros(batch_size, 1, 1, capacity, dtype=wide, device=device)  # added to the scores
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rotary: list[Tensor] = []
         if module.trunk.rotary is not None:
             tables = module.trunk.rotary.tables(torch.arange(self._last_pos + 1, device=device))
-            self._rotary = [table.to(self._wide) for table in tables]
+            self._rotary = [table.to(wide) for table in tables]
+
+        def low(width: int) -> Tensor:
+            return weight.new_empty(batch_size, width)
+
+        # What every layer writes into.
+        like, shared = weight.new_empty(0, dtype=wide), c.num_key_value_heads
+        self._padded = c.norm == "rms" and device.type == "cpu"
+        self._stream = _Rows(like, batch_size, c.hidden_size, c.norm_eps, padded=self._padded)
+        self._normed = low(c.hidden_size + self._padded)
+        self._h = self._normed[:, : c.hidden_size]
+        self._qkv = low((c.num_attention_heads + 2 * shared) * c.head_dim)
+        self._heads = _Heads(like, self._qkv, c)
+        self._attended = low(c.num_attention_heads * c.head_dim)
+        self._attended_heads = self._attended.view(batch_size, shared, -1, c.head_dim)
+        self._out = low(c.hidden_size)
+        self._inner = low(c.intermediate_size * (2 if c.gated else 1))
+        self._gate_up = self._inner.chunk(2, 1)
+        self._low_logits = low(module.config.vocab_size)
+        self._logits = self._low_logits.to(wide)
+
+        self._head = Product.of(module.head, pack=pack)
+        self._layers = [self._layer(block) for block in module.trunk.blocks]
+        self._norm = self._norm_weights(module.trunk.norm)
+        self._windows = {layer.window for layer in self._layers}
 
     def serves(self, module: GPT, batch_size: int, capacity: int) -> bool:
         """Whether it has this shape, and the module's weights still lie where it reads them."""
@@ -165,8 +240,8 @@ class Decoder:
     def start(self, cache: Cache, pos: Tensor | None) -> None:
         """Take over the prompts from `cache`; `pos (B, 1)` of each row's next token, None where all are the same."""
         n = self._length = cache.length
-        for layer, (_, *kept) in enumerate(self._cache):
-            for ours, theirs in zip(kept, cache.held(layer), strict=True):
+        for layer, both in enumerate(self._cache):
+            for ours, theirs in zip(both.chunk(2, 1), cache.held(layer), strict=True):
                 ours[:, :, :n] = theirs
         self._ragged = pos is not None
         self._slot.fill_(n)
@@ -212,24 +287,34 @@ class Decoder:
             self._graph.replay()
             return
         few = self._dtype.itemsize == 2 and len(self._ids) <= GEMV_ROWS
-        with _without_onednn() if few else nullcontext():
+        with without_onednn() if few else nullcontext():
             self._run(self._capacity if self._static else self._length)
 
     def _run(self, n: int) -> None:
         """One step over the first `n` slots of the cache, from `_ids` to `_logits` and the likeliest `_ids`."""
-        self._mask.index_fill_(3, self._slot, 0.0)
-        self._key_pos.index_copy_(1, self._slot, self._pos[:, None])
+        if self._static or self._ragged or self._windows != {None}:
+            self._mask.index_fill_(3, self._slot, 0.0)
+            self._key_pos.index_copy_(1, self._slot, self._pos[:, None])
         masks = {window: self._visible(window, n) for window in self._windows}
         rotary = [table.index_select(0, self._pos) for table in self._rotary]
-        x = F.embedding(self._ids, self._embed).to(self._wide)
+        x = self._stream.rows.copy_(F.embedding(self._ids, self._embed))
         if self._positions is not None:
-            x = x + F.embedding(self._pos, self._positions)
-        for layer, cache in zip(self._layers, self._cache, strict=True):
-            h = self._normed(x, layer.attn_norm)
-            x = x + _linear(self._attend(h, layer, cache, n, rotary, masks[layer.window]), layer.o)
-            h = self._normed(x, layer.mlp_norm)
-            x = x + _linear(self._expand(h, layer), layer.down)
-        self._logits = _linear(self._normed(x, self._norm), self._head).to(self._wide)
+            x.add_(F.embedding(self._pos, self._positions))
+        slots = (self._cache if self._static else self._cache.select(3, n - 1)).unbind()
+        held = [part.unbind() for part in self._cache.narrow(3, 0, n).chunk(2, 2)]
+        for layer, slot, keys, values in zip(self._layers, slots, *held, strict=True):
+            layer.qkv.into(self._qkv, self._behind(layer.attn_norm))
+            self._heads.update(layer.qk_gains, rotary)
+            if self._static:
+                slot.index_copy_(2, self._slot, self._heads.kv.unsqueeze(2))
+            else:
+                slot.copy_(self._heads.kv)
+            x.add_(layer.o.into(self._out, self._attend(keys, values, masks[layer.window])))
+            layer.inner.into(self._inner, self._behind(layer.mlp_norm))
+            x.add_(layer.down.into(self._out, self._activated()))
+        self._head.into(self._low_logits, self._behind(self._norm))
+        if self._logits is not self._low_logits:
+            self._logits.copy_(self._low_logits)
         if self._static:
             self._ids.copy_(self._logits.argmax(-1))
             self._written.index_copy_(0, self._slot, self._ids[None])
@@ -243,161 +328,55 @@ class Decoder:
             return self._mask[..., :n].masked_fill(far[:, None, None], -torch.inf)
         return self._mask[..., :n] if self._static or self._ragged else None
 
-    def _normed(self, x: Tensor, norm: _Weights) -> Tensor:
-        c = self._config
+    def _behind(self, norm: _Norm) -> Tensor:
+        """The residual stream behind a norm, as products take it."""
+        c, x = self._config, self._stream.rows
+        if self._padded:
+            self._stream.normed(norm.weight, out=self._normed)
+            return self._h
         if c.norm == "rms":
-            return _rms_norm(x, norm.weight, c.norm_eps).to(self._dtype)
+            return F.rms_norm(x, norm.weight.shape, norm.weight, c.norm_eps)
         return F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, c.norm_eps).to(self._dtype)
 
-    def _attend(
-        self, h: Tensor, layer: _Layer, cache: tuple[Tensor, ...], n: int, rotary: list[Tensor], mask: Tensor | None
-    ) -> Tensor:
-        """What the heads give `(B, H Dh)` over the first `n` slots of `cache`, into which the new key and value go."""
-        c = self._config
-        heads, shared = c.num_attention_heads, c.num_key_value_heads
-        qkv = _linear(h, layer.qkv).to(self._wide).view(len(h), -1, c.head_dim)
-        if layer.qk_norm is not None:
-            q, k, v = qkv.split((heads, shared, shared), 1)
-            q_weight, k_weight = layer.qk_norm
-            qkv = torch.cat((_rms_norm(q, q_weight, c.norm_eps), _rms_norm(k, k_weight, c.norm_eps), v), 1)
-        if rotary:
-            qk, (cos, sin) = qkv.narrow(1, 0, heads + shared), rotary
-            torch.addcmul(qk.roll(c.head_dim // 2, -1).mul_(sin), qk, cos, out=qk)
-        new, (both, keys, values) = qkv.narrow(1, heads, 2 * shared), cache
-        if self._static:
-            both.index_copy_(2, self._slot, new.unsqueeze(2))
-        else:
-            both.select(2, n - 1).copy_(new)
-        # The query heads that share a key head are its queries: no key is repeated, and every kernel can do it.
-        q = qkv.narrow(1, 0, heads).unflatten(1, (shared, -1))
-        keys, values = keys.narrow(2, 0, n), values.narrow(2, 0, n)
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask).flatten(1).to(self._dtype)
+    def _attend(self, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """What the heads give `(B, H Dh)`."""
+        out = F.scaled_dot_product_attention(self._heads.q, keys, values, attn_mask=mask)
+        if self._wide == self._dtype:
+            return out.flatten(1)
+        self._attended_heads.copy_(out)
+        return self._attended
 
-    def _expand(self, h: Tensor, layer: _Layer) -> Tensor:
-        """The feed-forward network up to its last product."""
+    def _activated(self) -> Tensor:
+        """What the feed-forward network's last product takes."""
         activation = ACTIVATIONS[self._config.activation]
-        inner = _linear(h, layer.inner)
         if not self._config.gated:
-            return activation(inner)
-        gate, up = inner.chunk(2, -1)
-        return activation(gate) * up
+            return activation(self._inner)
+        gate, up = self._gate_up
+        return activation(gate).mul_(up)
 
     def _layer(self, block: nn.Module) -> _Layer:
         assert isinstance(block, Block)
-        attn, mlp = block.attn, block.mlp
-        qk_norm = None
+        attn, mlp, pack = block.attn, block.mlp, self._pack
+        gains: list[Tensor] = []
         if self._config.qk_norm:
-            qk_norm = self._norm_weights(attn.q_norm).weight, self._norm_weights(attn.k_norm).weight
+            assert isinstance(attn.q_norm, RMSNorm) and isinstance(attn.k_norm, RMSNorm)
+            gains = self._heads.gains(*(norm.weight.detach().to(self._wide) for norm in (attn.q_norm, attn.k_norm)))
         return _Layer(
             self._norm_weights(block.attn_norm),
-            self._product(attn.q_proj, attn.k_proj, attn.v_proj),
-            qk_norm,
-            self._product(attn.o_proj),
+            Product.of(attn.q_proj, attn.k_proj, attn.v_proj, pack=pack),
+            gains,
+            Product.of(attn.o_proj, pack=pack),
             self._norm_weights(block.mlp_norm),
-            self._product(mlp.up_proj) if mlp.gate_proj is None else self._product(mlp.gate_proj, mlp.up_proj),
-            self._product(mlp.down_proj),
+            Product.of(*(proj for proj in (mlp.gate_proj, mlp.up_proj) if proj is not None), pack=pack),
+            Product.of(mlp.down_proj, pack=pack),
             attn.window,
         )
 
-    def _norm_weights(self, norm: nn.Module) -> _Weights:
+    def _norm_weights(self, norm: nn.Module) -> _Norm:
         assert isinstance(norm, RMSNorm | nn.LayerNorm)
+        weight = norm.weight.detach().to(self._wide)
         bias = norm.bias.detach().to(self._wide) if isinstance(norm, nn.LayerNorm) else None
-        return _Weights(norm.weight.detach().to(self._wide), bias)
-
-    def _product(self, *linears: nn.Linear) -> _Weights:
-        """The weights of several products of the same input as those of one."""
-        weights: list[Tensor] = [m.weight for m in linears]
-        biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
-        if self._pack:
-            return _Weights(_packed(torch.cat(weights)), torch.cat(biases) if biases else None)
-        return _Weights(_side_by_side(*weights), _side_by_side(*biases) if biases else None)
-
-
-def _packing_pays(module: GPT, batch_size: int, steps: int) -> bool:
-    """Whether packed matrices save more than packing them takes: with three rows and more, half of a step."""
-    weight = module.embed.weight
-    size = sum(parameter.nbytes for parameter in module.parameters() if parameter.dim() > 1)
-    return (
-        batch_size > GEMV_ROWS
-        and steps >= PACKED_STEPS
-        and size <= PACKED_BYTES
-        and torch.backends.mkldnn.is_available()
-        and (
-            weight.dtype == torch.float32
-            or (weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        )
-    )
-
-
-def _packed(weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
-
-
-@contextmanager
-def _without_onednn() -> Iterator[None]:
-    """16-bit products of one or two rows by ATen itself, which reads the matrix once at the speed of the memory.
-
-    oneDNN fills tiles that one row leaves empty, and reaches 15 of 38 GB/s. Where it has no bf16, ATen is used anyway.
-    The switch is the process's: another thread's products take the same way meanwhile, and many rows are slower there.
-    """
-    with _switch.lock:
-        if _switch.users == 0:
-            _switch.before = torch._C._get_mkldnn_enabled()
-            torch._C._set_mkldnn_enabled(False)
-        _switch.users += 1
-    try:
-        yield
-    finally:
-        with _switch.lock:
-            _switch.users -= 1
-            if _switch.users == 0:
-                torch._C._set_mkldnn_enabled(_switch.before)
-
-
-def _linear(x: Tensor, weights: _Weights) -> Tensor:
-    """`F.linear` of a few rows `(B, K)`, in fp32 on the CPU in the form that MKL is fast for.
-
-    Its product of one row runs on one thread (14 of 38 GB/s), that of a batch of blocks of the matrix on all of them.
-    """
-    weight, bias = weights
-    if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if x.device.type != "cpu" or x.dtype != torch.float32 or len(x) > MKL_ROWS or not torch.backends.mkl.is_available():
-        return F.linear(x, weight, bias)
-    if len(x) > 1:
-        out = (weight @ x.t()).t()
-    else:
-        blocks = max(2, torch.get_num_threads())
-        rows = len(weight) // blocks
-        out = torch.bmm(weight[: blocks * rows].view(blocks, rows, -1), x.t().expand(blocks, -1, -1)).view(1, -1)
-        if out.shape[1] < len(weight):
-            out = torch.cat((out, F.linear(x, weight[blocks * rows :])), 1)
-    return out if bias is None else out + bias
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    if x.is_cuda:
-        return F.rms_norm(x, weight.shape, weight, eps)  # one kernel there, ten on the CPU
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-    return (x * scale).mul_(weight)
-
-
-def _side_by_side(*parameters: Tensor) -> Tensor:
-    """The parameters below each other in one tensor, which they become views of, where they are not yet.
-
-    So nothing is held twice, and what is trained or loaded in place is seen in both.
-    """
-    first, rows = parameters[0], [len(parameter) for parameter in parameters]
-    starts = [first.storage_offset() + start * first[0].numel() for start in accumulate(rows[:-1], initial=0)]
-    found = {(parameter.untyped_storage().data_ptr(), parameter.is_contiguous()) for parameter in parameters}
-    beside = [parameter.storage_offset() for parameter in parameters] == starts
-    if beside and found == {(first.untyped_storage().data_ptr(), True)}:
-        return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
-    with torch.inference_mode(False), torch.no_grad():
-        joined = torch.cat(parameters)
-        for parameter, part in zip(parameters, joined.split(rows), strict=True):
-            parameter.data = part
-    return joined
+        return _Norm(F.pad(weight, (0, 1)) if self._padded else weight, bias)
 
 
 def _addresses(module: GPT) -> tuple[int, ...]:

@@ -1,0 +1,127 @@
+"""Matrix products of a few rows: one pass over the matrix, at the speed of the memory where the libraries allow it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from threading import Lock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+GEMV_ROWS = 2  # on the CPU: up to so many 16-bit rows, ATen's own product is faster than oneDNN's
+MKL_ROWS = 4  # up to so many fp32 rows, MKL is faster when asked for the transposed result
+PACKED_STEPS = 32  # packing the matrices for more rows takes as long as a dozen steps,
+PACKED_BYTES = 2**30  # and as much memory again
+
+
+class _Switch:
+    """Who of this process's threads has oneDNN turned off."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, True
+
+
+_switch = _Switch()
+
+
+class Product(NamedTuple):
+    """`x W^T + b`: the matrix `(out, in)` or what oneDNN packed it into, its transposed view, and the bias `(out,)`."""
+
+    weight: Tensor
+    across: Tensor | None
+    bias: Tensor | None
+
+    @staticmethod
+    def of(*linears: nn.Linear, pack: bool = False) -> Product:
+        """Several products of the same input as one, whose results lie beside each other."""
+        weights: list[Tensor] = [m.weight for m in linears]
+        biases: list[Tensor] = [m.bias for m in linears if m.bias is not None]
+        if pack:
+            return Product(packed(torch.cat(weights)), None, torch.cat(biases) if biases else None)
+        weight = _side_by_side(*weights)
+        return Product(weight, weight.t(), _side_by_side(*biases) if biases else None)
+
+    def into(self, out: Tensor, x: Tensor) -> Tensor:
+        """The product of a few rows `x (B, in)`, written into `out (B, out)`; in fp32 in the form that MKL is fast for.
+
+        Its product of one row runs on one thread (14 of 38 GB/s), that of a batch of blocks on all of them.
+        """
+        weight, across, bias = self
+        if across is None:
+            return out.copy_(torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
+        if x.dtype == torch.float32 and len(x) <= MKL_ROWS and not x.is_cuda and torch.backends.mkl.is_available():
+            _by_mkl(out, x, weight)
+            return out if bias is None else out.add_(bias)
+        return torch.mm(x, across, out=out) if bias is None else torch.addmm(bias, x, across, out=out)
+
+
+def _by_mkl(out: Tensor, x: Tensor, weight: Tensor) -> None:
+    if len(x) > 1:
+        torch.mm(weight, x.t(), out=out.t())
+        return
+    blocks = max(2, torch.get_num_threads())
+    rows = len(weight) // blocks
+    whole = blocks * rows
+    columns = x.t().expand(blocks, -1, -1)
+    torch.bmm(weight[:whole].view(blocks, rows, -1), columns, out=out[:, :whole].view(blocks, rows, 1))
+    if whole < len(weight):
+        torch.mm(x, weight[whole:].t(), out=out[:, whole:])
+
+
+def packing_pays(module: nn.Module, batch_size: int, steps: int) -> bool:
+    """Whether packed matrices save more than packing them takes: with three rows and more, half of a step."""
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() > 1]
+    dtype = matrices[0].dtype
+    return (
+        batch_size > GEMV_ROWS
+        and steps >= PACKED_STEPS
+        and sum(matrix.nbytes for matrix in matrices) <= PACKED_BYTES
+        and torch.backends.mkldnn.is_available()
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    )
+
+
+def packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """16-bit products of one or two rows by ATen itself, which reads the matrix once at the speed of the memory.
+
+    oneDNN fills tiles that one row leaves empty, and reaches 15 of 38 GB/s. Where it has no bf16, ATen is used anyway.
+    The switch is the process's: another thread's products take the same way meanwhile, and many rows are slower there.
+    """
+    with _switch.lock:
+        if _switch.users == 0:
+            _switch.before = torch._C._get_mkldnn_enabled()
+            torch._C._set_mkldnn_enabled(False)
+        _switch.users += 1
+    try:
+        yield
+    finally:
+        with _switch.lock:
+            _switch.users -= 1
+            if _switch.users == 0:
+                torch._C._set_mkldnn_enabled(_switch.before)
+
+
+def _side_by_side(*parameters: Tensor) -> Tensor:
+    """The parameters below each other in one tensor, which they become views of, where they are not yet.
+
+    So nothing is held twice, and what is trained or loaded in place is seen in both.
+    """
+    first, rows = parameters[0], [len(parameter) for parameter in parameters]
+    starts = [first.storage_offset() + start * first[0].numel() for start in accumulate(rows[:-1], initial=0)]
+    found = {(parameter.untyped_storage().data_ptr(), parameter.is_contiguous()) for parameter in parameters}
+    beside = [parameter.storage_offset() for parameter in parameters] == starts
+    if beside and found == {(first.untyped_storage().data_ptr(), True)}:
+        return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
+    with torch.inference_mode(False), torch.no_grad():
+        joined = torch.cat(parameters)
+        for parameter, part in zip(parameters, joined.split(rows), strict=True):
+            parameter.data = part
+    return joined
