@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bedplate
 from bedplate.data.summaries import CUE, SummaryForm
@@ -249,3 +250,11 @@ def test_wrong_options_of_predict(learnt: Path, tiny_model: Path, options: dict[
         bedplate.predict(learnt, "a", **options)
     with pytest.raises(InputError, match="long is for summarisers"):
         bedplate.predict(tiny_model, "a", long="join")
+
+
+def test_an_adapter_alone_is_trained(tmp_path: Path, summarize: Any, learnt: Path) -> None:
+    result = bedplate.finetune(summarize(tmp_path / "run", "train.steps=2", "adapter.rank=2", f"base={learnt}"))
+    assert 0 < result["trained"] < result["parameters"] / 2
+    base, adapted = bedplate.load(learnt), bedplate.load(result["adapter"])
+    assert torch.equal(base.module.embed.weight, adapted.module.embed.weight)
+    assert Path(result["model"], "model.safetensors").is_file()

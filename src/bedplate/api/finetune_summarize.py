@@ -31,9 +31,8 @@ class SummarizeRun(ChatRun):
 
     def prepare(self, log: RunLog) -> None:
         require_rouge()  # hours before it is needed
-        base = self.load_base()
-        base.module = base.need_language_model().with_dropout(self.recipe.model.dropout)
-        self.base, self.module = base, base.module
+        self.base = base = self.load_base()
+        self.adapt(base.need_language_model().with_dropout(self.recipe.model.dropout), log)
         self.stop_ids = base.special.eos or (end_of_text_id(self.tokenizer),)
         self.summaries = SummaryEncoder(self.tokenizer, CUE, self.stop_ids[0])
         self.timed("data", lambda: self._read(log))
