@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -173,12 +173,7 @@ class Embedder:
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def _encode(self, texts: Sequence[str]) -> Rows:
-        before, behind = ([], []) if self.pooling == "words" else _around(self._tokenizer)
-        length = self._length - len(before) - len(behind)
-        if length < 1:
-            raise InputError(f"rows of {self._length} tokens have no room for a text; give the directory a longer one")
-        rows = encode_rows(self._tokenizer, texts, None, length)
-        return replace(rows, ids=[before + ids + behind for ids in rows.ids])
+        return encode_rows(self._tokenizer, texts, None, self._length, framed=self.pooling != "words")
 
     def _pool(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Vectors `(B, D)` of rows of ids `(B, N)` of which `lengths (B,)` tokens are not padding."""
@@ -219,13 +214,6 @@ def own_frequencies(module: GPT, draws: int = 512, rounds: int = 3) -> Tensor:
         parts = [module(ids[:, None])[:, 0].float().softmax(1).sum(0) for ids in drawn.split(64)]
         frequency = (torch.stack(parts).sum(0) / draws).cpu()
     return frequency.to(weight.device)
-
-
-def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and behind a text, such as BERT's [CLS] and [SEP]."""
-    added, inside = tokenizer.encode("a"), len(tokenizer.encode("a", add_special_tokens=False).ids)
-    first = added.special_tokens_mask.index(0)
-    return added.ids[:first], added.ids[first + inside :]
 
 
 def _json(file: Path, kind: type) -> Any:

@@ -43,10 +43,14 @@ def _from_hub(source: str) -> Path:
     except ImportError as error:
         raise InputError(f'{source}: needs the huggingface_hub library: pip install "bedplate[hub]"') from error
     try:
-        # Nothing from subfolders: there, repositories keep the same weights in other formats.
+        # From subfolders only small files, such as 1_Pooling/config.json: repositories keep the same weights there in
+        # other formats.
         return Path(
             snapshot_download(
-                match["name"], revision=match["revision"], allow_patterns=HUB_FILES, ignore_patterns=["*/*"]
+                match["name"],
+                revision=match["revision"],
+                allow_patterns=HUB_FILES,
+                ignore_patterns=["*/*.safetensors", "*/*.txt"],
             )
         )
     except (OSError, ValueError, RevisionResolutionError) as error:
