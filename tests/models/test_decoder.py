@@ -223,6 +223,14 @@ def test_products_of_few_rows(out: int, rows: int, biased: bool) -> None:
         torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_decoder_serves_the_module_it_was_made_of(make_gpt: Callable[..., GPT]) -> None:
+    gpt = make_gpt("qwen3-gqa")
+    decoder = Decoder(gpt, 2, 8)
+    assert decoder.serves(gpt, 2, 8) and not decoder.serves(gpt, 2, 9)
+    gpt.double()  # other memory
+    assert not decoder.serves(gpt, 2, 8)
+
+
 def hooked(gpt: GPT) -> GPT:
     gpt.trunk.blocks[0].register_forward_hook(lambda module, args, out: out * 1.5)
     return gpt

@@ -186,10 +186,9 @@ class Decoder:
     ) -> None:
         weight, c = module.embed.weight.detach(), module.config.trunk
         self._config, self._dtype, self._static, self._pack = c, weight.dtype, static, pack
-        device, self._addresses = weight.device, _addresses(module)
+        device = weight.device
         wide = torch.promote_types(weight.dtype, torch.float32) if device.type == "cpu" else weight.dtype
-        self._wide = wide
-        self._embed = weight
+        self._wide, self._embed = wide, weight
         self._positions = None if module.positions is None else module.positions.weight.detach()
 
         self._capacity, self._length, self._ragged = capacity, 0, False
@@ -208,12 +207,22 @@ class Decoder:
             tables = module.trunk.rotary.tables(torch.arange(self._last_pos + 1, device=device))
             self._rotary = [table.to(wide) for table in tables]
 
-        def low(width: int) -> Tensor:
-            return weight.new_empty(batch_size, width)
-
-        # What every layer writes into.
-        like, shared = weight.new_empty(0, dtype=wide), c.num_key_value_heads
         self._padded = c.norm == "rms" and device.type == "cpu"
+        self._make_buffers(module.config.vocab_size)
+        self._head = Product.of(module.head, pack=pack)
+        self._layers = [self._layer(block) for block in module.trunk.blocks]
+        self._norm = self._norm_weights(module.trunk.norm)
+        self._windows = {layer.window for layer in self._layers}
+        self._addresses = _addresses(module)  # now that the layers' weights lie side by side
+
+    def _make_buffers(self, vocab_size: int) -> None:
+        """What every layer writes into, in the weights' dtype where products take or give it."""
+        c, batch_size, shared = self._config, len(self._ids), self._config.num_key_value_heads
+        like = self._embed.new_empty(0, dtype=self._wide)
+
+        def low(width: int) -> Tensor:
+            return self._embed.new_empty(batch_size, width)
+
         self._stream = _Rows(like, batch_size, c.hidden_size, c.norm_eps, padded=self._padded)
         self._normed = low(c.hidden_size + self._padded)
         self._h = self._normed[:, : c.hidden_size]
@@ -224,13 +233,8 @@ class Decoder:
         self._out = low(c.hidden_size)
         self._inner = low(c.intermediate_size * (2 if c.gated else 1))
         self._gate_up = self._inner.chunk(2, 1)
-        self._low_logits = low(module.config.vocab_size)
-        self._logits = self._low_logits.to(wide)
-
-        self._head = Product.of(module.head, pack=pack)
-        self._layers = [self._layer(block) for block in module.trunk.blocks]
-        self._norm = self._norm_weights(module.trunk.norm)
-        self._windows = {layer.window for layer in self._layers}
+        self._low_logits = low(vocab_size)
+        self._logits = self._low_logits.to(self._wide)
 
     def serves(self, module: GPT, batch_size: int, capacity: int) -> bool:
         """Whether it has this shape, and the module's weights still lie where it reads them."""
