@@ -88,7 +88,9 @@ def test_a_recipe_without_an_end(run_cli: Any, recipe_file: Path, tmp_path: Path
 
 
 def test_recipes_of_another_verb(run_cli: Any, recipe_file: Path, tmp_path: Path, tiny_recipe: Any) -> None:
-    assert_refused(run_cli("pretrain", recipe_file), tmp_path / "run", "has a `base`, so it is for `bedplate finetune`")
+    assert_refused(
+        run_cli("pretrain", recipe_file), tmp_path / "run", "has `task: classify`, so it is for `bedplate finetune`"
+    )
     write_recipe(tiny_recipe(tmp_path / "run"), tmp_path / "p.yaml")
     result = run_cli("finetune", tmp_path / "p.yaml")
     assert_refused(result, tmp_path / "run", "p.yaml", "unknown key 'model.preset'")

@@ -14,6 +14,8 @@ from bedplate.api.doctor import _memory_bytes
 from bedplate.data.tokenizer import load_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
+from bedplate.hub.directory import read_config
+from bedplate.hub.locate import locate
 from bedplate.models.bert import LanguageModel, language_model
 from bedplate.models.gpt import GPTConfig
 from bedplate.nn.presets import ENCODERS, PRESETS
@@ -35,7 +37,19 @@ SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 
 
 def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
-    """The network that a recipe describes."""
+    """The network that a recipe describes, or that its base has.
+
+    Raises:
+        InputError: what `load` raises of a base, or a row that is longer than its context.
+    """
+    if recipe.base:
+        config, length = read_config(locate(recipe.base)), recipe.train.sequence_length
+        if length > config.max_position_embeddings:
+            raise InputError(
+                f"train.sequence_length={length} is longer than the context of {recipe.base}, "
+                f"{config.max_position_embeddings} tokens; give at most that"
+            )
+        return config
     values = recipe.model.model_dump(exclude={"preset", "rope_theta", "max_position_embeddings"})
     if PRESETS[recipe.model.preset].get("rope", True):
         values["rope"] = RopeConfig(rope_theta=recipe.model.rope_theta)

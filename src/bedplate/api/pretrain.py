@@ -25,6 +25,7 @@ from bedplate.data.text import prepare
 from bedplate.data.tokenizer import end_of_text_id, frame_texts, load_tokenizer, mask_id, vocabulary_size
 from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
+from bedplate.hub.model import Model, load
 from bedplate.models.bert import MaskedLM, language_model
 from bedplate.models.gpt import GPT
 from bedplate.recipe import Recipe, read_recipe
@@ -38,7 +39,7 @@ from bedplate.train.loop import Data, Trainer
 def pretrain(
     recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, resume: bool = False, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Train a model from scratch as a recipe says.
+    """Train a model on text as a recipe says, from scratch or from where a base stands.
 
     Args:
         recipe: a YAML file, or the same as a mapping.
@@ -74,22 +75,38 @@ class Pretraining(Run[Recipe]):
 
     def prepare(self, log: RunLog) -> None:
         recipe = self.recipe
-        log.say(f"Tokenizer: {recipe.tokenizer.path or 'training one on the text'}.")
+        self.base = self._load_base()
+        log.say(f"Tokenizer: {recipe.base or recipe.tokenizer.path or 'training one on the text'}.")
         whole = self.timed("tokenizer", lambda: self.ranks.on_main(lambda: self._tokenizer().to_str()))
         self.tokenizer = Tokenizer.from_str(whole)
         log.say(f"Text: tokenising {', '.join(recipe.data.path)}, or finding it done.")
         self.data = self.timed("data", lambda: self.ranks.main_first(self._data))
         config = gpt_config(recipe, vocabulary_size(self.tokenizer))
+        config = self.base.config if self.base else config  # a checkpoint may have an untied head against its config
         config_to_hf(config)  # what could not be written at the end is refused now
         self.context = config.max_position_embeddings
         is_sharded = recipe.parallel.shard * recipe.parallel.tensor > 1
         with torch.device("meta") if is_sharded else nullcontext():
             self.module = language_model(config)
-        self.weights = self.module.initial_weights(recipe.seed) if is_sharded else None
+        weights = self.base.module.named_parameters() if self.base else self.module.initial_weights(recipe.seed)
+        self.weights = weights if is_sharded else None
         if self.weights is None:
-            self.module.init_weights(recipe.seed)
+            parameters = dict(self.module.named_parameters())
+            with torch.no_grad():
+                for name, value in weights:
+                    parameters[name].copy_(value)
         tokens = sum(len(data.train) for data in self.data)
         log.say(f"{self.parameters():,} parameters, {tokens:,} tokens of text to read from.")
+
+    def _load_base(self) -> Model | None:
+        """The recipe's base in fp32: a model that writes, with its tokenizer."""
+        if not self.recipe.base:
+            return None
+        base = load(self.recipe.base, dtype="fp32")
+        base.merge_adapter()
+        base.need_tokenizer()
+        base.need_language_model()
+        return base
 
     def trainer(self, log: RunLog) -> Trainer:
         recipe, train = self.recipe, self.recipe.train
@@ -180,6 +197,7 @@ class Pretraining(Run[Recipe]):
         return {
             "task": recipe.task,
             "seed": recipe.seed,
+            "base": recipe.base,
             "model": recipe.model.model_dump(mode="json"),
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "optimizer.name": recipe.optimizer.name,
@@ -197,6 +215,12 @@ class Pretraining(Run[Recipe]):
         return metric, (Masked if isinstance(self.module, MaskedLM) else Language).metrics[metric]
 
     def write_model(self, card: str) -> None:
+        if self.base is not None:
+            of = self.base
+            Model(self.module, self.tokenizer, card, of.special, of.tokenizer_config).save(
+                self.out / "model", overwrite=True
+            )
+            return
         tokenizer = frame_texts(self.tokenizer) if isinstance(self.module, MaskedLM) else self.tokenizer
         save_directory(self.out / "model", self.module, tokenizer, card, overwrite=True)
 
@@ -213,6 +237,8 @@ class Pretraining(Run[Recipe]):
         kept, recipe = self.out / "tokenizer", self.recipe
         if self.resume and kept.exists():
             return load_tokenizer(kept)
+        if self.base is not None:
+            return self.base.need_tokenizer()
         if recipe.tokenizer.path:
             return load_tokenizer(recipe.tokenizer.path)
         return train_on_text(recipe.data.path, recipe.data.column, recipe.tokenizer.vocab_size)

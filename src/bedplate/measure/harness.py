@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,20 @@ class BedplateLM(LM):
         return [text.text for text in texts]
 
 
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Keep the harness from forking for its bootstrap: a forked copy of a process with threads may hang for good."""
+    before = os.environ.get("DISABLE_MULTIPROC")
+    os.environ["DISABLE_MULTIPROC"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["DISABLE_MULTIPROC"]
+        else:
+            os.environ["DISABLE_MULTIPROC"] = before
+
+
 def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit: int | None = None) -> dict[str, Any]:
     """Run tasks that yaml files in a folder define; nothing is taken from elsewhere.
 
@@ -135,7 +150,7 @@ def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit
     for name in tasks:
         if name not in manager.all_tasks:
             raise InputError(f"{folder}: no task {name!r}; it defines {known}")
-    with redirect_stdout(sys.stderr):  # of what the harness prints
+    with redirect_stdout(sys.stderr), _in_this_process():  # what it prints is no result
         found = lm_eval.simple_evaluate(
             BedplateLM(model), tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=RESAMPLES
         )

@@ -38,6 +38,9 @@ def read_finetune_recipe(
     return _read(FinetuneRecipe, recipe, overrides)
 
 
+FINETUNED = typing.get_args(FinetuneRecipe.model_fields["task"].annotation)
+
+
 def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> R:
     if isinstance(recipe, RunRecipe):
         name, values = "recipe", recipe.model_dump(mode="json")
@@ -47,8 +50,8 @@ def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, ove
         name, values = str(recipe), _read_yaml(Path(recipe))
     for override in overrides:
         _apply(values, override)
-    if "base" in values and kind is Recipe:
-        raise InputError(f"{name}: it has a `base`, so it is for `bedplate finetune`; pre-training starts from nothing")
+    if kind is Recipe and values.get("task", "language") in FINETUNED:
+        raise InputError(f"{name}: it has `task: {values['task']}`, so it is for `bedplate finetune`")
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -252,6 +252,9 @@ class Recipe(RunRecipe):
 
     task: Literal["language"] = "language"
     """what is learnt: `language`, the next token of text"""
+    base: str | None = None
+    """a language model to go on from, with its network and tokenizer: a model directory, a run directory, zoo:NAME or
+    hf:ORG/NAME"""
     model: ModelRecipe = Field(default_factory=ModelRecipe)
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
     data: DataRecipe
@@ -259,6 +262,13 @@ class Recipe(RunRecipe):
     train: TrainRecipe
     parallel: ParallelRecipe = Field(default_factory=ParallelRecipe)
     evaluate: EvaluateRecipe = Field(default_factory=EvaluateRecipe)
+
+    @model_validator(mode="after")
+    def _base_brings_its_own(self) -> Recipe:
+        for section, default in (("model", ModelRecipe()), ("tokenizer", TokenizerRecipe())):
+            if self.base and getattr(self, section) != default:
+                raise ValueError(f"base={self.base} brings its own {section}; leave `{section}` out, or base")
+        return self
 
     @model_validator(mode="after")
     def _row_fits(self) -> Recipe:

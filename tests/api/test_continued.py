@@ -1,0 +1,59 @@
+"""Pre-training that goes on from a base."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bedplate
+from bedplate.errors import InputError
+from bedplate.recipe import Recipe
+
+OWN = ("model", "tokenizer")
+
+
+@pytest.fixture
+def go_on(tiny_recipe: Any, tiny_run: Path) -> Any:
+    """`go_on(out, *overrides)`: the tiny recipe from the tiny run's model."""
+
+    def make(out: Path, *overrides: str) -> Recipe:
+        values = tiny_recipe(out, *overrides).model_dump(exclude_unset=True, exclude=set(OWN))
+        return Recipe.model_validate({**values, "base": str(tiny_run)})
+
+    return make
+
+
+def test_it_starts_from_the_weights_of_the_base(tmp_path: Path, go_on: Any, tiny_run: Path) -> None:
+    recipe = go_on(
+        tmp_path / "run", "train.steps=1", "optimizer.learning_rate=1e-12", "optimizer.muon_learning_rate=1e-12"
+    )
+    bedplate.pretrain(recipe)
+    base, after = bedplate.load(tiny_run), bedplate.load(recipe.out)
+    assert base.need_tokenizer().to_str() == after.need_tokenizer().to_str()
+    for name, value in base.module.state_dict().items():
+        torch.testing.assert_close(after.module.state_dict()[name], value, atol=1e-6, rtol=0)
+    card = (recipe.out / "model" / "README.md").read_text("utf-8")
+    assert f"base: {tiny_run.name}" in card and str(tiny_run) not in card
+
+
+def test_it_learns_on(tmp_path: Path, go_on: Any) -> None:
+    result = bedplate.pretrain(go_on(tmp_path / "run", "evaluate.every=20"))
+    rows = [line for line in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines() if "val_loss" in line]
+    first = float(rows[0].split('"val_bits_per_byte": ')[1].split(",")[0])
+    assert result["metrics"]["bits_per_byte"]["value"] < first < 5
+
+
+def test_a_base_brings_its_own_network_and_tokenizer(tmp_path: Path, tiny_recipe: Any, tiny_run: Path) -> None:
+    with pytest.raises(ValueError, match="brings its own model; leave `model` out, or base"):
+        tiny_recipe(tmp_path / "run", f"base={tiny_run}")
+
+
+def test_rows_fit_into_the_context_of_the_base(tmp_path: Path, go_on: Any) -> None:
+    with pytest.raises(InputError, match=r"train.sequence_length=4096 is longer than the context of "):
+        bedplate.pretrain(go_on(tmp_path / "run", "train.sequence_length=4096"))
+
+
+def test_its_plan_is_that_of_the_base(tmp_path: Path, go_on: Any, tiny_run: Path) -> None:
+    plan = bedplate.pretrain(go_on(tmp_path / "run"), dry_run=True)
+    assert plan["parameters"] == sum(p.numel() for p in bedplate.load(tiny_run).module.parameters())
