@@ -22,7 +22,7 @@ def test_cards_say_what_a_user_must_know(name: str) -> None:
     card = (ZOO / name / "README.md").read_text("utf-8")
     for section in ("## Use", "## Data", "## Evaluation", "## Limits", "## Training"):
         assert section in card
-    assert "licence" in card and "held-out" in card and "/work" not in card
+    assert "licence" in card and "held-out" in card and ": /" not in card
 
 
 @pytest.mark.parametrize("name", NAMES)
