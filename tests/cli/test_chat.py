@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bedplate.data.template import CHATML
+from bedplate.data.tokenizer import SPECIAL_TOKENS
 from bedplate.hub import chat as hub_chat
 
 
@@ -32,7 +33,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def generate(module: Any, rows: list[list[int]], *, on_token: Any, **options: Any) -> None:
         for token in "ab":
-            on_token(0, 3 + ord(token) - ord("!"))  # the bytes follow the special tokens, from "!" on
+            on_token(0, len(SPECIAL_TOKENS) + ord(token) - ord("!"))  # the bytes follow the special tokens, from "!" on
         raise KeyboardInterrupt
 
     monkeypatch.setattr(hub_chat, "generate", generate)

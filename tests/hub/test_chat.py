@@ -78,7 +78,8 @@ def test_an_answer_is_that_of_transformers(model: Model, tmp_path: Path) -> None
     messages = [{"role": "system", "content": "sat on"}, *HELLO]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert inputs["input_ids"][0].tolist() == hub_chat.chat_encoder(model).prompt(messages)
-    assert tokenizer.all_special_tokens == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.mask_token == "<|mask|>"
+    assert set(tokenizer.all_special_tokens) == {"<|endoftext|>", "<|mask|>", "<|im_start|>", "<|im_end|>"}
     assert theirs.generation_config.eos_token_id == [2, 0]
     ids = theirs.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = load(tmp_path / "model").chat(messages, max_new_tokens=16, temperature=0)

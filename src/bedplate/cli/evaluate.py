@@ -18,7 +18,7 @@ def command(
     harness: Annotated[
         str | None, typer.Option(help="A folder of yaml tasks for lm-evaluation-harness, which you trust.")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="The harness's tasks to run: NAME,NAME.")] = "",
+    tasks: Annotated[str | None, typer.Option(help="The harness's tasks to run: NAME,NAME.")] = None,
     limit: Annotated[int | None, typer.Option(help="Rows of each task, its first ones.", show_default="all")] = None,
     scoring: Annotated[
         str | None,
@@ -73,7 +73,7 @@ def command(
         data or None,
         suite=suite,
         harness=harness,
-        tasks=[name.strip() for name in tasks.split(",") if name.strip()],
+        tasks=[name.strip() for name in (tasks or "").split(",") if name.strip()],
         limit=limit,
         scoring=scoring,  # type: ignore[arg-type]  # checked there, in the words of every other bad value
         progress=say,

@@ -19,7 +19,8 @@ Method = Annotated[
     ),
 ]
 TemplateOption = Annotated[
-    str | None, typer.Option("--template", help="A prompt with {text} and {label}; \\n is a line break.")
+    str | None,
+    typer.Option("--template", help="A prompt with {text} and {label}; a backslash and n make a line break."),
 ]
 Examples = Annotated[str | None, typer.Option(help="A file of labelled texts to take examples from.")]
 Shots = Annotated[int | None, typer.Option(help="Examples of each label.", show_default="4 with --examples")]
