@@ -1,9 +1,11 @@
 """Make a folder of the zoo from a run: weights in bf16, and a card with what the run record cannot know.
 
-    python zoo/build.py runs/text-mini text-mini --notes zoo/text-mini.yaml --figures blimp.json bits.json
+    python zoo/build.py runs/text-mini-reviews text-mini --mean-with runs/text-mini \\
+        --notes zoo/text-mini.yaml --figures blimp.json books.json
 
 `--notes` is YAML with `description`, `license`, `data` and `limits`. `--figures` hold what `bedplate evaluate --json`
-prints: the card lists their metrics under the name of the file.
+prints: the card lists their metrics under the name of the file. `--mean-with` averages the weights with those of the
+run that this one went on from, which keeps most of what either knows (arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 import yaml
+from torch import nn
 
 import bedplate
 from bedplate.api.run import without_paths
@@ -29,10 +33,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run directory of bedplate pretrain")
     parser.add_argument("name", help="the folder in the zoo")
     parser.add_argument("--notes", type=Path, required=True)
+    parser.add_argument("--mean-with", type=Path, help="the run that this one went on from")
     parser.add_argument("--figures", type=Path, nargs="*", default=[])
     args = parser.parse_args()
 
-    model = bedplate.load(args.run, dtype="bf16")
+    model = bedplate.load(args.run, dtype="fp32")
+    if args.mean_with:
+        average(model.module, bedplate.load(args.mean_with, dtype="fp32").module)
+    model.module.to(torch.bfloat16)
     record = {
         "name": args.name,
         "command": "",
@@ -54,6 +62,14 @@ def main() -> None:
     if too_large:
         raise SystemExit(f"{', '.join(too_large)}: larger than 15 MiB; make the model smaller")
     print(f"{ZOO / args.name}: {sum(sizes.values()) / 2**20:.1f} MiB")
+
+
+@torch.no_grad()
+def average(module: nn.Module, other: nn.Module) -> None:
+    """Give a module the mean of its weights and another's, in place."""
+    others = dict(other.named_parameters())
+    for name, parameter in module.named_parameters():
+        parameter.lerp_(others[name], 0.5)
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
