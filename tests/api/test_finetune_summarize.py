@@ -155,7 +155,8 @@ def test_documents_longer_than_a_window(learnt: Path, monkeypatch: pytest.Monkey
     (joined,) = model.predict(document, long="join")
     lines = joined["text"].split("\n")
     assert len(lines) >= 2 and lines[0] == first["text"]
-    (reduced,) = model.predict(document)
+    assert model.predict(document) == [joined]
+    (reduced,) = model.predict(document, long="reduce")
     assert reduced["text"] in (joined["text"], *(p["text"] for p in model.predict(joined["text"], long="reduce")))
     asked: list[int] = []
     write_all = Summarizer._write
@@ -238,7 +239,7 @@ def test_without_the_library_nothing_is_trained(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"long": "cut"}, "long='cut' is not known; choose one of reduce, join, first"),
+        ({"long": "cut"}, "long='cut' is not known; choose one of join, reduce, first"),
         ({"max_new_tokens": 30}, "max_new_tokens=30 leaves less than a quarter of the 32 tokens"),
         ({"num_beams": 0}, "num_beams=0 must be 1"),
         ({"temperature": 0.5}, "temperature is of sampling"),

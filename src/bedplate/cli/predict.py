@@ -25,9 +25,9 @@ def command(
     long: Annotated[
         str | None,
         typer.Option(
-            help="Of a document longer than a summariser reads: the summary of its parts' summaries (reduce), these "
-            "(join), or that of its first part (first).",
-            show_default="reduce",
+            help="Of a document longer than a summariser reads: its parts' summaries (join), a summary of these "
+            "(reduce), or that of its first part (first).",
+            show_default="join",
         ),
     ] = None,
     labels: Labels = None,

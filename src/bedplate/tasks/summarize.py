@@ -14,8 +14,8 @@ from bedplate.metrics.rouge import lead, need_rouge, rouge
 from bedplate.models.beam import generate
 from bedplate.models.gpt import GPT
 
-Long = Literal["reduce", "join", "first"]
-"""What becomes of a document longer than the model reads: a summary of its parts' summaries, these, or of the first."""
+Long = Literal["join", "reduce", "first"]
+"""What becomes of a document longer than the model reads: its parts' summaries, a summary of these, or of the first."""
 TOKENS = 16384  # of prompts and summaries of all beams that are written at one time
 
 
@@ -31,12 +31,12 @@ class Summarizer:
         self._module, self._tokenizer, self._form, self._stop_ids = module, tokenizer, form, stop_ids
         self._encoder = SummaryEncoder(tokenizer, form.cue, next(iter(stop_ids), 0))
 
-    def summarize(self, documents: Sequence[str], *, long: Long = "reduce", **options: Any) -> list[str]:
+    def summarize(self, documents: Sequence[str], *, long: Long = "join", **options: Any) -> list[str]:
         """One summary a document, in order.
 
         A document that does not fit into the rows that the model was trained on is read in windows. Their summaries are
-        joined and, with long="reduce", summarised again until they fit into one; "join" leaves them, one a line, and
-        "first" takes the first window alone. `no_repeat_ngram_size` is about the summary: it may repeat its document.
+        joined, one a line; with long="reduce" these are summarised again until they fit into one window, and "first"
+        takes the first window alone. `no_repeat_ngram_size` is about the summary: it may repeat its document.
 
         Args:
             options: those of `models.beam.generate`.
