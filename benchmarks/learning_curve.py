@@ -39,7 +39,8 @@ def main() -> None:
     axes.minorticks_off()
     axes.set_xlabel("labelled texts to learn from")
     axes.set_ylabel("accuracy on the test texts, %")
-    axes.set_title(f"{result['seeds']} seeds; bands are 95 % intervals", fontsize=10)
+    seeds = "one seed" if result["seeds"] == 1 else f"{result['seeds']} seeds"
+    axes.set_title(f"{seeds}; bands are 95 % intervals", fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
