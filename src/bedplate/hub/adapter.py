@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config, save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.directory import _layout, _Unfilled, _write_json, read_special_tokens
+from bedplate.hub.directory import Unfilled, layout_name, read_special_tokens, write_json
 from bedplate.hub.locate import HUB, locate
 from bedplate.hub.peft import CONFIG, PREFIX, SCORES, TASKS, WEIGHTS, Adapter, Origin, read_adapter, write_adapter
 from bedplate.hub.weights import full_names, their_name
@@ -64,7 +64,7 @@ def linear_layers(module: TextModel) -> dict[str, list[str]]:
 
 def layout_of(module: TextModel) -> str:
     """How `hub.weights` calls the names and shapes of the module's checkpoints."""
-    return _layout(module.config, module.pooling if isinstance(module, Classifier) else None)
+    return layout_name(module.config, module.pooling if isinstance(module, Classifier) else None)
 
 
 def put_adapter(module: TextModel, recipe: AdapterRecipe, seed: int) -> None:
@@ -136,7 +136,7 @@ def save_adapter(directory: Path, model: Model, recipe: AdapterRecipe, base: str
     if isinstance(module, GPT):
         if model.tokenizer is not None:
             save_tokenizer(model.tokenizer, directory, module.config.max_position_embeddings, model.tokenizer_config)
-        _write_json(directory / "generation_config.json", model.special.to_hf())
+        write_json(directory / "generation_config.json", model.special.to_hf())
 
 
 def base_of(directory: Path) -> str:
@@ -253,7 +253,7 @@ def _with_head(module: GPT | Classifier, adapter: Adapter, directory: Path) -> G
         raise InputError(f"{directory}: the adapter's score has {len(score)} label; a classifier has two or more")
     labels = known if known is not None and len(known) == len(score) else [f"LABEL_{i}" for i in range(len(score))]
     is_causal = module.config.is_causal if adapter.origin.is_causal is None else adapter.origin.is_causal
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         classifier = Classifier(replace(module.config, is_causal=is_causal), labels, pooling)
     shared = {name: p for name, p in module.state_dict().items() if not name.startswith(("head.", "score."))}
     zeros = {f"score.{name}": module.embed.weight.new_zeros(p.shape) for name, p in classifier.score.named_parameters()}

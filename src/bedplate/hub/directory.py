@@ -126,7 +126,7 @@ def write_weights(directory: str | Path, tensors: Mapping[str, Tensor], max_shar
         sizes[-1] += tensor.nbytes
 
     def write(file: str, shard: dict[str, Tensor]) -> None:
-        _atomic(directory / file, lambda path: save_file(shard, path, metadata={"format": "pt"}))
+        write_atomic(directory / file, lambda path: save_file(shard, path, metadata={"format": "pt"}))
 
     if len(shards) == 1:
         write(SINGLE, shards[0])
@@ -136,7 +136,7 @@ def write_weights(directory: str | Path, tensors: Mapping[str, Tensor], max_shar
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write(file, shard)
         weight_map |= dict.fromkeys(shard, file)
-    _write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
+    write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map})
 
 
 def read_config(directory: str | Path) -> GPTConfig:
@@ -153,7 +153,7 @@ def _read_config(directory: str | Path) -> tuple[dict[str, Any], str]:
     file = Path(directory) / "config.json"
     if not file.parent.is_dir():
         raise InputError(f"{file.parent}: no such folder; give a model directory")
-    return _read_json(file), str(file)
+    return read_json(file), str(file)
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
@@ -162,7 +162,7 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
     for name in ("generation_config.json", "config.json"):
         file = Path(directory) / name
         if file.is_file():
-            found = _read_json(file)
+            found = read_json(file)
             values = {
                 key: found[key] for key in ("bos_token_id", "eos_token_id") if found.get(key) is not None
             } | values
@@ -184,7 +184,7 @@ def load_module(
     directory = Path(directory)
     values, file = _read_config(directory)
     config, head, weights = config_from_hf(values, file), classifier_from_hf(values, file), read_weights(directory)
-    layout = _layout(config, None if head is None else head.pooling)
+    layout = layout_name(config, None if head is None else head.pooling)
     names = full_names(layout, weights)
     embedding, own_head = their_name(layout, "embed.weight"), their_name(layout, HEAD)
     if head is None and config.tie_word_embeddings and own_head in names and embedding in names:
@@ -193,7 +193,7 @@ def load_module(
             del names[own_head]
         else:
             config = replace(config, tie_word_embeddings=False)
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         module = make_module(config, head, names)
     template = dict(module.named_parameters())  # a tied weight is there once
     sources = {name: their_name(layout, name) for name in template}
@@ -241,7 +241,7 @@ def save_directory(
     _check_target(directory, overwrite)
     special = special or SpecialTokens.of(tokenizer)
     dtype = str(module.embed.weight.dtype).removeprefix("torch.")
-    layout = _layout(module.config, module.pooling if isinstance(module, Classifier) else None)
+    layout = layout_name(module.config, module.pooling if isinstance(module, Classifier) else None)
     config = config_to_hf(module.config) | special.to_hf() | {"torch_dtype": dtype}
     if module.config.is_encoder:
         config |= encoder_to_hf(module, config["architectures"][0], tokenizer)
@@ -252,9 +252,9 @@ def save_directory(
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_json(partial / "config.json", config)
+        write_json(partial / "config.json", config)
         if isinstance(module, GPT):
-            _write_json(partial / "generation_config.json", special.to_hf())
+            write_json(partial / "generation_config.json", special.to_hf())
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial, module.config.max_position_embeddings, tokenizer_config)
         if card:
@@ -287,7 +287,7 @@ def _padding_id(tokenizer: Tokenizer | None, config: Mapping[str, Any], special:
     return found if found is not None else next(iter(special.eos), 0)
 
 
-def _layout(config: GPTConfig, pooling: Pooling | None) -> str:
+def layout_name(config: GPTConfig, pooling: Pooling | None) -> str:
     """How `hub.weights` calls the names and shapes of a checkpoint."""
     return "gpt2 tokens" if config.family == "gpt2" and pooling == "mean" else config.family
 
@@ -303,7 +303,7 @@ def _check_target(directory: Path, overwrite: bool) -> None:
         raise InputError(f"{directory}: is not a model directory and is not overwritten; choose another folder")
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Leaves new weights unfilled: on the meta device there is nothing to fill, yet it would import half of PyTorch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -340,7 +340,7 @@ def _more(names: list[str]) -> str:
 
 def _shards(directory: Path) -> list[Path]:
     index = directory / INDEX
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map; download or save it again")
     files = sorted(set(map(str, weight_map.values())))
@@ -362,7 +362,7 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError(f"{file}: no such file; a model directory has one")
     try:
@@ -376,11 +376,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     return values
 
 
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    _atomic(file, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))
+def write_json(file: Path, values: Mapping[str, Any]) -> None:
+    write_atomic(file, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))
 
 
-def _atomic(file: Path, write: Callable[[Path], object]) -> None:
+def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
     """`write` a temporary file, flush it to the disk, and only then give it its name."""
     partial = file.with_name(f".{file.name}.partial")
     try:

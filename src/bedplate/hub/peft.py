@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bedplate.errors import InputError
-from bedplate.hub.directory import FLOATS, Weights, _atomic, _read_json, _write_json
+from bedplate.hub.directory import FLOATS, Weights, read_json, write_atomic, write_json
 from bedplate.models.classifier import Pooling
 from bedplate.nn.lora import scale_of
 
@@ -103,8 +103,8 @@ def write_adapter(directory: Path, adapter: Adapter) -> None:
     metadata = {OURS: adapter.origin.model_dump_json()}
     tensors = {PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
     directory.mkdir(parents=True, exist_ok=True)
-    _atomic(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
-    _write_json(directory / CONFIG, values)
+    write_atomic(directory / WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
+    write_json(directory / CONFIG, values)
 
 
 def read_adapter(directory: Path) -> Adapter:
@@ -118,7 +118,7 @@ def read_adapter(directory: Path) -> Adapter:
         raise InputError(f"{directory}: no such folder; give an adapter directory")
     if not file.is_file():
         raise InputError(f"{directory}: no {CONFIG}; give the folder of an adapter, not of a model")
-    values = _read_json(file)
+    values = read_json(file)
     _check_supported(values, file)
     if not (directory / WEIGHTS).is_file():
         more = "; pickle files are not read" if (directory / "adapter_model.bin").is_file() else ""
