@@ -58,9 +58,7 @@ PICTURES = typing.get_args(VisionRecipe.model_fields["task"].annotation)
 FINETUNED = typing.get_args(FinetuneRecipe.model_fields["task"].annotation)
 
 
-def _values(
-    recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]
-) -> tuple[str, dict[str, Any]]:
+def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """(what errors call the recipe, its values with overrides applied)."""
     if isinstance(recipe, RunRecipe):
         name, values = "recipe", recipe.model_dump(mode="json")

@@ -66,7 +66,7 @@ class VisionDataRecipe(Strict):
     """Pictures: where they are, and which are held out."""
 
     path: list[str]
-    """a folder of pictures (for classes one folder each), csv, jsonl, parquet, WebDataset tar, IDX files or hf:org/name;
+    """a folder of pictures (for classes one folder each), csv, jsonl, parquet, WebDataset tar, IDX or hf:org/name;
     detect: COCO, VOC or YOLO annotations with their pictures; a string or a list"""
     image: str | None = None
     """column of the picture or its path (default: guessed, and printed)"""
