@@ -21,6 +21,7 @@ from bedplate.models.vit import VisionConfig, VisionModel
 
 BOX_WEIGHT = 2.0  # of the boxes' loss in the total, as in TOOD
 PRIOR = 0.01  # what a fresh head believes of each class at each place (RetinaNet, arXiv 1708.02002, section 4.1)
+ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, as in its paper
 GROUP = 16  # channels that share a norm (arXiv 1803.08494)
 
 
@@ -250,12 +251,15 @@ def class_targets(owner: Tensor, quality: Tensor, classes: Tensor, labels: int) 
     return target
 
 
-def varifocal(logits: Tensor, targets: Tensor, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+def varifocal(logits: Tensor, targets: Tensor, only: Tensor | None = None) -> Tensor:
     """Sums `(B,)` of the cross-entropy with target scores `(B, P, C)` (arXiv 2008.13367, equation 2).
 
-    Objects count by their target; background counts the less the surer the network is of it.
+    Objects count by their target; background counts the less the surer the network is of it. Of `only (B, P)` the
+    places are counted, by default all.
     """
-    weight = torch.where(targets > 0, targets, alpha * logits.detach().sigmoid() ** gamma)
+    weight = torch.where(targets > 0, targets, ALPHA * logits.detach().sigmoid() ** GAMMA)
+    if only is not None:
+        weight = weight * only[..., None]
     return (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weight).flatten(1).sum(1)
 
 
