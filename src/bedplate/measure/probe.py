@@ -100,7 +100,7 @@ def fit_logistic(
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
     return parameters[0].detach(), parameters[1].detach()
 
 
