@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bedplate.errors import InputError
 
@@ -93,7 +93,7 @@ def _decode(source: Source, where: str, at_least: tuple[int, int] | None) -> Ima
 
 
 def _complaint(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return f"no picture of a known kind ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than the {MAX_PIXELS:,} pixels that are decoded"
@@ -117,11 +117,11 @@ def _eight_bits(values: NDArray[np.generic], where: str) -> Image.Image:
         low, high = int(values.min()), int(values.max())
         full = 65535.0 if values.dtype.itemsize <= 2 or (low >= 0 and high <= 65535) else 2.0**31 - 1
     else:
-        top = float(values.max())  # type: ignore[arg-type]
-        if not (np.isfinite(values).all() and top <= FLOAT_RANGES[-1]):  # type: ignore[arg-type]
+        top = float(values.max())
+        if not (np.isfinite(values).all() and top <= FLOAT_RANGES[-1]):
             raise BadImage(f"{where}: a picture of floats beyond 0..65535; save it with 8 or 16 bits")
         full = next(limit for limit in FLOAT_RANGES if top <= limit)
-    scaled = np.clip(values.astype(np.float64), 0, full) * (255 / full)  # type: ignore[arg-type]
+    scaled = np.clip(values.astype(np.float64), 0, full) * (255 / full)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
