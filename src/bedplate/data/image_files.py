@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bedplate.data import labels as labelling
 from bedplate.data.formats import ROWS, telling_damage
-from bedplate.data.image_refs import ImageRef, idx_array
+from bedplate.data.image_refs import ImageRef, forget_files, idx_array
 from bedplate.data.image_tables import Found, folder_labels, read_table, read_tar
 from bedplate.data.images import SUFFIXES, BadImage
 from bedplate.data.labels import check_classes, sorted_classes, unknown_label
@@ -112,6 +112,7 @@ def read_images(
         InputError: Nothing found, a column that is not there or cannot be guessed, a label that is no class or not
             among `classes`, or a damaged table or archive.
     """
+    forget_files()
     dropped = Counter[str]()
     items = [path] if isinstance(path, str | Path) else list(path)
     if not items:

@@ -21,8 +21,6 @@ from bedplate.data.remote import mirror
 from bedplate.errors import InputError
 
 IDX_UBYTE = 8
-Stamp = tuple[int, int]
-"""(size, time of the last change) of a file: what is kept of one that has changed is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +52,13 @@ class ImageRef:
         try:
             if self.kind == "file":
                 return Path(self.file).read_bytes()
-            stamp = _stamp(self.file)
             if self.kind == "span":
-                return _read_span(_opened(self.file, stamp), self.place, self.size)
+                return _read_span(_opened(self.file), self.place, self.size)
             if self.kind == "idx":
-                return cast(NDArray[np.uint8], idx_array(self.file, stamp)[self.place])
-            value = _parquet(self.file, stamp, self.column).value(self.place)
+                return cast(NDArray[np.uint8], idx_array(self.file)[self.place])
+            value = _parquet(self.file, self.column).value(self.place)
         except OSError as error:
             raise BadImage(f"{self.where}: cannot be read: {error.strerror or error}; check the path") from error
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
             return ImageRef(self.where, beside(self.file, value)).read()
         if not isinstance(value, bytes):
@@ -124,13 +119,14 @@ class Spool:
         Path(self._file.name).unlink(missing_ok=True)
 
 
-def _stamp(file: str) -> Stamp:
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
+def forget_files() -> None:
+    """Close what reading keeps open: files may have changed since."""
+    for kept in (_opened, idx_array, _parquet):
+        kept.cache_clear()
 
 
 @lru_cache(maxsize=16)
-def _opened(file: str, stamp: Stamp) -> BinaryIO:
+def _opened(file: str) -> BinaryIO:
     return open(file, "rb")  # closed when the cache forgets it
 
 
@@ -144,7 +140,7 @@ _reading = threading.RLock()
 
 
 @lru_cache(maxsize=4)
-def idx_array(file: str, stamp: Stamp | None = None) -> NDArray[np.uint8]:
+def idx_array(file: str) -> NDArray[np.uint8]:
     """The array of an IDX file of unsigned bytes (LeCun's MNIST format), mapped, or in memory where it is gzipped.
 
     Raises:
@@ -181,19 +177,29 @@ class _Parquet:
         self._group = lru_cache(maxsize=self.KEPT)(self._read)
         self._name = file
 
-    def value(self, row: int) -> Any:
-        """What the row holds, as Python has it."""
+    def value(self, row: int) -> bytes | str | None:
+        """The bytes that the row holds, else the path."""
         number = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[number - 1]) if number else 0
         with _reading:  # a ParquetFile is for one thread at a time
-            values = self._group(number)
-        return values[row - first].as_py()
+            columns = self._group(number)
+        values = (column[row - first].as_py() for column in columns)
+        return next((value for value in values if value), None)
 
-    def _read(self, number: int) -> Any:
+    def _read(self, number: int) -> list[Any]:
+        """The columns of a row group that may hold a picture: the column, or the two of the Hub's struct."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         with telling_damage(self._name):
-            return self._file.read_row_group(number, columns=[self._column], use_threads=False).column(0)
+            whole = self._file.read_row_group(number, columns=[self._column], use_threads=False).column(0)
+        fields = (
+            [whole.type.field(i).name for i in range(whole.type.num_fields)] if pa.types.is_struct(whole.type) else []
+        )
+        columns = [pc.struct_field(whole, name) for name in ("bytes", "path") if name in fields] or [whole]
+        return [column.chunk(0) if column.num_chunks == 1 else column for column in columns]
 
 
 @lru_cache(maxsize=16)
-def _parquet(file: str, stamp: Stamp, column: str) -> _Parquet:
+def _parquet(file: str, column: str) -> _Parquet:
     return _Parquet(file, column)

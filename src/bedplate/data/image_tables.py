@@ -214,15 +214,18 @@ def _members(name: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile, bool
     """The files in an archive, each with whether its bytes can be read where they are."""
     compression = cast(tuple[str, str], sources.kind_of(name))[1]
     in_place = not compression and not is_remote(name)
-    mode = "r:" if in_place else "r|"  # a stream need not be sought in
     with (
         remote.open_stream(name) if is_remote(name) else open(name, "rb") as stream,
-        tarfile.open(fileobj=decompress(stream, compression), mode=mode) as archive,
+        _archive(decompress(stream, compression), in_place) as archive,
     ):
         while (member := archive.next()) is not None:
             if member.isfile():
                 yield member, archive, in_place
             archive.members.clear()  # type: ignore[attr-defined]  # else tarfile remembers every member of millions
+
+
+def _archive(stream: BinaryIO, in_place: bool) -> tarfile.TarFile:
+    return tarfile.open(fileobj=stream, mode="r:") if in_place else tarfile.open(fileobj=stream, mode="r|")
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

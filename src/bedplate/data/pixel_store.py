@@ -107,7 +107,7 @@ class PixelStore:
             BadImage: A picture has been lost or damaged since it was looked through.
         """
         if self._array is not None:
-            return cast(Pixels, self._array[index])
+            return self._array[index]
         pool = self._processes()
         parts = np.array_split(index, self._workers if pool else 1)
         results = [
