@@ -14,6 +14,7 @@ from torch import Tensor
 from bedplate.errors import InputError
 from bedplate.models.decoder import borrowed_decoder, decodable
 from bedplate.models.gpt import GPT
+from bedplate.models.products import many_rows
 from bedplate.models.rules import Rules
 from bedplate.nn.cache import Cache
 
@@ -130,10 +131,12 @@ def prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor
     longest = max(lengths)
     ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
     if min(lengths) == longest:
-        return module.hidden(ids, cache=cache)[:, -1], None
+        with many_rows(module.embed.weight):
+            return module.hidden(ids, cache=cache)[:, -1], None
     pos = torch.tensor(lengths, device=device)[:, None]
     valid = torch.arange(longest, device=device) < pos
-    hidden = module.hidden(ids, valid=valid, right_padded=True, cache=cache)
+    with many_rows(module.embed.weight):
+        hidden = module.hidden(ids, valid=valid, right_padded=True, cache=cache)
     return hidden[torch.arange(len(prompts), device=device), pos[:, 0] - 1], pos
 
 

@@ -136,9 +136,9 @@ class VisionModel(nn.Module):
         copy.load_state_dict(weights)
         return copy.to(self.device)
 
-    def flops_per_image(self) -> int:
-        """Training FLOPs an image, forward and backward, of the trunk and the stem."""
-        tokens = self.positions.shape[1]
+    def flops_per_image(self, tokens: int | None = None) -> int:
+        """Training FLOPs an image, forward and backward, of the stem and of the trunk; `tokens` of all enter it."""
+        tokens = tokens or self.positions.shape[1]
         stem = 6 * sum(
             m.weight.numel() * self.config.image_size[0] * self.config.image_size[1] // scale**2
             for m, scale in self._convolutions()
@@ -161,24 +161,28 @@ class VisionModel(nn.Module):
             parameters[name].copy_(value)
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
-        """Fresh weights by name: blocks begin as the identity, as in `models.gpt`; positions as sines and cosines.
-
-        Matrices and convolutions are normal with 1 / sqrt(fan in), outputs into the residual stream and a score zero.
-        """
+        """Fresh weights by name, see `fresh_weight`; positions as sines and cosines."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            shape = parameter.shape
             if name == "positions":
-                yield name, sincos_positions(self.config.grid, shape[-1])
-            elif name == "cls_token":
-                yield name, torch.randn(shape, generator=generator) * 0.02
-            elif len(shape) < 2:
-                is_gain = name.endswith("weight")  # of norms: no other vector is called so
-                yield name, torch.full(shape, 1.0 if is_gain else 0.0)
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "score.weight")):
-                yield name, torch.zeros(shape)
+                yield name, sincos_positions(self.config.grid, parameter.shape[-1])
             else:
-                yield name, torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+                yield name, fresh_weight(name, parameter.shape, generator)
+
+
+def fresh_weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """What a weight begins as: blocks as the identity, as in `models.gpt`.
+
+    Matrices and convolutions are normal with 1 / sqrt(fan in), outputs into the residual stream and of a model zero.
+    """
+    if name.endswith(("cls_token", "mask_token")):
+        return torch.randn(shape, generator=generator) * 0.02
+    if len(shape) < 2:
+        is_gain = name.endswith("weight")  # of norms: no other vector is called so
+        return torch.full(shape, 1.0 if is_gain else 0.0)
+    if name.endswith(("o_proj.weight", "down_proj.weight", "score.weight", "pred.weight")):
+        return torch.zeros(shape)
+    return torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
 
 
 class ViT(VisionModel):

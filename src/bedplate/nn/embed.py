@@ -96,7 +96,7 @@ def sincos_positions(grid: tuple[int, int], hidden_size: int) -> Tensor:
 
 
 def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Positions `(1, 1 + N, D)` of one grid for another, bicubic, as in `transformers`; the class token keeps its own."""
+    """Positions `(1, 1 + N, D)` of a grid for another, bicubic as in `transformers`; the class token keeps its own."""
     if old == new:
         return positions
     first, table = positions[:, :1], positions[:, 1:]

@@ -1,0 +1,116 @@
+"""Augmentation of whole batches on the device that trains: settings, each of which is called on a batch.
+
+All randomness comes from the default generator of the pixels' device, in a fixed order of draws, so a loop that seeds
+it by the step resumes exactly. Nothing waits for the device, loops over images or needs another library than torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from bedplate.data import geometry, mixing
+from bedplate.data.colour import jitter
+from bedplate.data.geometry import Size
+from bedplate.data.randaugment import randaugment
+from bedplate.errors import InputError
+
+WHOLE = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageAugment:
+    """Augmentation for classification and self-supervision; off is the default of all but what must be chosen with it.
+
+    Called as `(pixels, size)` on uint8 (B, 3, H, W), or floats in 0..1, it gives float32 (B, 3, *size) in 0..1, not
+    normalised. The order is: crop, shift and flip; RandAugment; colour; erasing. With nothing on it only resizes.
+
+    Attributes:
+        crop_scale: Least and greatest share of the area that a crop shows; (1, 1) is no crop.
+        crop_ratio: Least and greatest width / height of a crop, in pixels of the input.
+        flip: Mirror every other picture from left to right.
+        shift: Greatest shift each way, in pixels of the input, black entering: the pad-and-crop of CIFAR.
+        randaugment: (operations, magnitude in 0..10); (0, 0) is off. See `randaugment.randaugment`.
+        colour: Range of the factors of brightness, contrast and saturation, 1 - colour..1 + colour.
+        hue: Greatest turn of the hue each way, in turns of the colour circle, up to 0.5.
+        erasing: Probability that a rectangle is filled with noise.
+        mixup: Parameter of mixup's Beta distribution; 0 is off. Only `mix` uses it.
+        cutmix: Parameter of CutMix's Beta distribution; 0 is off. Only `mix` uses it.
+    """
+
+    crop_scale: tuple[float, float] = WHOLE
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = False
+    shift: int = 0
+    randaugment: tuple[int, int] = (0, 0)
+    colour: float = 0.0
+    hue: float = 0.0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __call__(self, pixels: Tensor, size: int | Size) -> Tensor:
+        """Augment a batch: (B, 3, H, W) to float32 (B, 3, *size)."""
+        size = (size, size) if isinstance(size, int) else size
+        source = _size_of(pixels)
+        if tuple(self.crop_scale) == WHOLE and source == size:
+            pixels = geometry.as_floats(geometry.shift_and_flip(pixels, self.shift, self.flip))
+        else:
+            pixels = self._crop(pixels, source, size)
+        operations, magnitude = self.randaugment
+        if operations:
+            pixels = randaugment(pixels, operations, magnitude)
+        if self.colour or self.hue:
+            pixels = jitter(pixels, self.colour, self.hue)
+        return mixing.erase(pixels, self.erasing) if self.erasing else pixels
+
+    def mix(self, pixels: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """Mixup and CutMix of floats (B, 3, H, W) and labels (B,): see `mixing.mix`."""
+        return mixing.mix(pixels, labels, classes, self.mixup, self.cutmix)
+
+    def _crop(self, pixels: Tensor, source: Size, size: Size) -> Tensor:
+        batch, device = len(pixels), pixels.device
+        if tuple(self.crop_scale) == WHOLE:
+            windows = geometry.whole_windows(batch, source, device)
+        else:
+            windows = geometry.random_crops(batch, source, self.crop_scale, self.crop_ratio, device)
+        if self.shift:
+            offsets = torch.randint(-self.shift, self.shift + 1, (batch, 2), device=device)
+            windows = windows + offsets.repeat(1, 2)
+        if self.flip:
+            windows = geometry.mirrored(windows, torch.rand(batch, device=device) < 0.5)
+        return geometry.resample(pixels, windows, size)[0]
+
+
+def _size_of(pixels: Tensor) -> Size:
+    height, width = pixels.shape[-2:]
+    return height, width
+
+
+_RANGES = {
+    "crop_scale": (1e-3, 1.0),
+    "crop_ratio": (0.01, 100.0),
+    "shift": (0, 1024),
+    "colour": (0.0, 1.0),
+    "hue": (0.0, 0.5),
+    "erasing": (0.0, 1.0),
+    "mixup": (0.0, 100.0),
+    "cutmix": (0.0, 100.0),
+}
+
+
+def _check(settings: "ImageAugment") -> None:
+    """Raise an InputError that names the setting which is out of its range."""
+    for field in fields(settings):
+        if field.name not in _RANGES:
+            continue
+        low, high = _RANGES[field.name]
+        value = getattr(settings, field.name)
+        pair = value if isinstance(value, Sequence) else (value, value)
+        if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
+            two = "two numbers, the smaller first, " if isinstance(value, Sequence) else ""
+            raise InputError(f"{field.name} is {value!r}; give {two}in {low:g}..{high:g}")

@@ -1,0 +1,168 @@
+"""Where pixels go: windows cut out and resampled, shifts and flips, and the boxes that move with them; batches on one device.
+
+A window is the part of a picture that an output shows: (x1, y1, x2, y2) in pixels of the input, at any place and of any
+size, with x1 > x2 where it is mirrored. Crops, flips, shifts and changes of scale are all windows, so pixels are
+resampled once and boxes are mapped by one rule. Nothing here waits for the device or loops over images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+def uniform(count: int, low: float, high: float, device: torch.device) -> Tensor:
+    """(count,) float32 drawn uniformly from [low, high) by the device's default generator."""
+    return torch.rand(count, device=device) * (high - low) + low
+
+
+def as_floats(pixels: Tensor) -> Tensor:
+    """Pixels as float32 in 0..1, whatever they were: uint8 in 0..255 or floats in 0..1."""
+    return pixels.float() if pixels.is_floating_point() else pixels.float() / 255
+
+
+def whole_windows(count: int, size: Size, device: torch.device) -> Tensor:
+    """Windows (count, 4) that show the whole of pictures of this size."""
+    height, width = size
+    zeros = torch.zeros(count, device=device)
+    return torch.stack([zeros, zeros, zeros + width, zeros + height], 1)
+
+
+def random_crops(
+    count: int, size: Size, scale: tuple[float, float], ratio: tuple[float, float], device: torch.device
+) -> Tensor:
+    """Windows (count, 4) of random area, shape and place inside pictures of this size: the "Inception" crop.
+
+    The area's share is uniform in `scale` and the place uniform. The logarithm of width / height is uniform in `ratio`,
+    but limited to shapes that fit with that area, where Szegedy et al. 2014 (arXiv 1409.4842, section 6) and torchvision
+    draw again: so every area comes out as drawn, and there is no loop.
+    """
+    height, width = size
+    share = uniform(count, *scale, device=device)
+    # Shape relative to the picture's own: sides are sqrt(share * shape) of its width and sqrt(share / shape) of its height.
+    low = (ratio[0] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
+    high = (ratio[1] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
+    shape = low * (high / low) ** torch.rand(count, device=device)
+    wide, high = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
+    left, top = torch.rand(count, device=device) * (width - wide), torch.rand(count, device=device) * (height - high)
+    return torch.stack([left, top, left + wide, top + high], 1)
+
+
+def random_scales(count: int, source: Size, size: Size, scale: tuple[float, float], device: torch.device) -> Tensor:
+    """Windows (count, 4) of scale jitter with a random place: pictures of `source` that show on a canvas of `size`.
+
+    At scale 1 the picture just fits into the canvas. A larger one is cropped at random, a smaller one lies at a random
+    place with nothing around it (Ghiasi et al. 2020, arXiv 2012.07177, where `scale` is 0.1 to 2.0; they draw uniformly
+    too, and pad on the right and below).
+    """
+    fit = min(size[0] / source[0], size[1] / source[1])
+    zoom = uniform(count, *scale, device=device) * fit
+    wide, high = size[1] / zoom, size[0] / zoom
+    left, top = (
+        torch.rand(count, device=device) * (source[1] - wide),
+        torch.rand(count, device=device) * (source[0] - high),
+    )
+    return torch.stack([left, top, left + wide, top + high], 1)
+
+
+def mirrored(windows: Tensor, which: Tensor) -> Tensor:
+    """The windows (B, 4), flipped from left to right where `which` (B,) is true."""
+    x1, y1, x2, y2 = windows.unbind(1)
+    return torch.stack([torch.where(which, x2, x1), y1, torch.where(which, x1, x2), y2], 1)
+
+
+def resample(
+    pixels: Tensor, windows: Tensor, size: Size, fill: float = 0.0, frames: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Show a window of each picture, resized with a triangle filter that widens as it shrinks (so it does not alias).
+
+    That is what Pillow's `Image.resize(size, BILINEAR, box=window)` computes. The filter is separable, so it is two
+    matrix products a picture, with matrices that are the pictures' own.
+
+    Args:
+        pixels: uint8 (B, 3, H, W), or floats in 0..1.
+        windows: (B, 4) in pixels of the input; what lies outside the picture is `fill`.
+        size: (h, w) of the output.
+        frames: (B, 4) in pixels of the output: where each window is shown; the whole output if None. Outside it is `fill`.
+
+    Returns:
+        (B, 3, h, w) float32 in 0..1, and what is picture there: (B, 1, h, w) of 0 and 1.
+    """
+    (batch, channels, height, width), (to_height, to_width) = pixels.shape, size
+    if frames is None:
+        frames = whole_windows(batch, size, pixels.device)
+    across, columns = _filters(windows[:, 0::2], frames[:, 0::2], width, to_width)
+    down, rows = _filters(windows[:, 1::2], frames[:, 1::2], height, to_height)
+    if not pixels.is_floating_point():
+        down = down / 255
+    with torch.autocast(pixels.device.type, enabled=False):  # half precision would misplace edges
+        shown = pixels.float().reshape(batch, channels * height, width) @ across.transpose(1, 2)
+        shown = down.unsqueeze(1) @ shown.view(batch, channels, height, to_width)
+    covered = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1).float()
+    return (shown + fill * (1 - covered) if fill else shown), covered
+
+
+def _filters(window: Tensor, frame: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:
+    """Weights (B, target, source) of one axis' resampling, and which outputs (B, target) show some of the picture."""
+    device = window.device
+    start, stop, first, last = (column.unsqueeze(1) for column in (*window.unbind(1), *frame.unbind(1)))
+    step = (stop - start) / (last - first)
+    place = torch.arange(target, device=device) + 0.5
+    centre = start + (place - first) * step  # (B, target)
+    shown = (centre > 0) & (centre < source) & (place > first) & (place < last)
+    distance = (torch.arange(source, device=device) + 0.5 - centre.unsqueeze(2)).abs_()
+    weights = (1 - distance / step.abs().clamp(min=1).unsqueeze(2)).clamp_(min=0)
+    total = weights.sum(2, keepdim=True).clamp_(min=0.5)  # a centre inside has that much at the least
+    return weights * (shown.unsqueeze(2) / total), shown
+
+
+def shift_and_flip(pixels: Tensor, reach: int, flip: bool) -> Tensor:
+    """Shift each picture by up to `reach` pixels both ways, black entering, and mirror every other one, by indexing.
+
+    The shift is the pad-and-crop of CIFAR (He et al. 2015, arXiv 1512.03385, section 4.2: padded by 4 pixels).
+
+    Args:
+        pixels: (B, C, H, W) of any type, which the output keeps.
+    """
+    (batch, channels, height, width), device = pixels.shape, pixels.device
+    which = torch.rand(batch, device=device) < 0.5 if flip else torch.zeros(batch, dtype=torch.bool, device=device)
+    if not reach:
+        return torch.where(which[:, None, None, None], pixels.flip(3), pixels) if flip else pixels
+    down, across = torch.randint(0, 2 * reach + 1, (2, batch, 1), device=device).unbind(0)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    columns = torch.where(which.unsqueeze(1), width - 1 - columns, columns) + across
+    rows = torch.arange(height, device=device) + down
+    stride = width + 2 * reach
+    places = (rows.unsqueeze(2) * stride + columns.unsqueeze(1)).view(batch, 1, height * width)
+    padded = F.pad(pixels, (reach, reach, reach, reach)).flatten(2)
+    return padded.gather(2, places.expand(batch, channels, height * width)).view_as(pixels)
+
+
+def move_boxes(
+    boxes: Tensor, classes: Tensor, windows: Tensor, size: Size, keep: float, frames: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Boxes where their objects are after `resample` with the same windows and frames.
+
+    Boxes are clipped to their frame. Those that keep less than the share `keep` of their area, or are left thinner than
+    a pixel, become padding: class -1 and a box of zeros, as what was padding does.
+
+    Args:
+        boxes: (B, M, 4) x1 y1 x2 y2 in pixels of the input.
+        classes: (B, M) int64, -1 for padding.
+
+    Returns:
+        boxes (B, M, 4) float32 in pixels of the output, classes (B, M).
+    """
+    if frames is None:
+        frames = whole_windows(len(boxes), size, boxes.device)
+    window, frame = windows.unsqueeze(1), frames.unsqueeze(1)
+    zoom = (frame[..., 2:] - frame[..., :2]) / (window[..., 2:] - window[..., :2])
+    ends = (boxes.float().unflatten(2, (2, 2)) - window[..., None, :2]) * zoom.unsqueeze(2) + frame[..., None, :2]
+    moved = torch.cat([ends.amin(2), ends.amax(2)], 2)  # a mirrored window swaps the ends
+    clipped = moved.maximum(frame[..., :2].repeat(1, 1, 2)).minimum(frame[..., 2:].repeat(1, 1, 2))
+    sides = clipped[..., 2:] - clipped[..., :2]
+    before = (moved[..., 2:] - moved[..., :2]).prod(2)
+    alive = (classes >= 0) & (sides >= 1).all(2) & (sides.prod(2) >= keep * before)
+    return clipped * alive.unsqueeze(2), classes.masked_fill(~alive, -1)
