@@ -24,6 +24,7 @@ from bedplate.data.masking import MaskedBatches, MaskedLoader, Masking
 from bedplate.data.shards import TextData
 from bedplate.data.text import prepare
 from bedplate.data.tokenizer import end_of_text_id, frame_texts, load_tokenizer, mask_id, vocabulary_size
+from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
 from bedplate.hub.model import Model, load

@@ -31,9 +31,7 @@ def run_vision(recipe: Any, overrides: Sequence[str], *, resume: bool, verb: str
     if verb == "finetune" and resolved.base is None:
         raise InputError(f"finetune needs a `base`; to train {resolved.task} from scratch use bedplate pretrain")
     if verb == "finetune" and resolved.task == "mae":
-        raise InputError(
-            "task: mae learns without labels, so it is for bedplate pretrain (a `base` may be given there)"
-        )
+        raise InputError("task: mae learns without labels: use bedplate pretrain (a `base` may be given there)")
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
     runs: Mapping[str, type[VisionRun]] = {"mae": MAERun, "classify_images": ClassifyImagesRun, "detect": DetectRun}
     command = shlex.join(["bedplate", verb, str(name), *overrides])
