@@ -15,7 +15,7 @@ from bedplate.data.image_refs import ImageRef
 from bedplate.metrics.calibration import reliability
 from bedplate.metrics.classification import per_class_intervals
 from bedplate.report.page import run_report
-from bedplate.report.pictures import reconstructions
+from bedplate.report.pictures import triples
 from bedplate.report.vision import classification_report, detection_report
 
 SEEN = (256, 256)  # pixels at which a large picture is shown
@@ -60,13 +60,13 @@ def write_mae_report(
     out: Path, record: Mapping[str, Any], timings: Mapping[str, float], shown: Mapping[str, Tensor]
 ) -> None:
     """Write `out/report.html` of a masked autoencoder; `shown` are images `(B, 3, H, W)` uint8 of each kind."""
-    rows = [
-        {name: Image.fromarray(image.permute(1, 2, 0).numpy()) for name, image in zip(shown, images, strict=True)}
-        for images in zip(*shown.values(), strict=True)
+    kinds = [
+        [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in shown[kind]]
+        for kind in ("original", "masked", "reconstructed")
     ]
     page = _page(out, record, timings, [])
     page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={out}/model data.path=YOUR_FOLDER"]
-    page["sections"] = [("What it draws", [reconstructions(rows)])]
+    page["sections"] = [("What it draws", [triples(*kinds)])]
     write_page(out, run_report(page))
 
 
