@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bedplate.api.predict import label_options
+from bedplate.api.vision_predict import evaluate_images
 from bedplate.api.zeroshot import evaluate_labels
 from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
@@ -18,7 +19,9 @@ from bedplate.data.masking import MaskedBatches, Masking
 from bedplate.data.summaries import read_summaries
 from bedplate.data.text import prepare
 from bedplate.errors import InputError
-from bedplate.hub.model import Model, load
+from bedplate.hub.image_model import ImageModel
+from bedplate.hub.load import load
+from bedplate.hub.model import Model
 from bedplate.measure.likelihood import Scorer, Scoring
 from bedplate.measure.suite import run_suite
 from bedplate.metrics.classification import confusion_matrix
@@ -35,7 +38,7 @@ MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as 
 
 
 def evaluate(
-    model: Model | str | Path,
+    model: Model | ImageModel | str | Path,
     data: str | Path | Sequence[str | Path] | None = None,
     *,
     suite: str | Path | None = None,
@@ -53,6 +56,7 @@ def evaluate(
     adapter: str | Path | None = None,
     summary: str | None = None,
     labels: Labels | None = None,
+    probe: str | Path | Sequence[str | Path] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Measure a model on what it is for: text, tasks, labelled texts, summaries, or labels that it has not learnt.
@@ -81,6 +85,7 @@ def evaluate(
         label: column of the label (default: guessed), for a classifier.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
         summary: column of the summaries (default: guessed), for a summariser, whose documents are in `column`.
+        probe: of a model of images, labelled pictures that its frozen features are judged with, see `evaluate_images`.
         labels: what a model that has not learnt them chooses between, see `api.zeroshot.evaluate_labels`, which says
             what is returned.
         options: with labels, those of `predict`: examples, shots, seed, method, template, calibrate.
@@ -99,7 +104,13 @@ def evaluate(
     chosen = label_options(
         labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
     )
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
+    loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
+    if isinstance(loaded, ImageModel):
+        if data is None or labels is not None or options:
+            raise InputError("a model of images is measured on data, pictures with labels or boxes, and on nothing else")
+        return evaluate_images(loaded, as_list(data), column=column, label=label, probe=probe)
+    if probe is not None:
+        raise InputError(f"probe={probe} is for models of images, and this is a model of text")
     if data is None:
         if labels is not None:
             raise InputError("labels are for data; a suite and a harness bring their own")
@@ -117,7 +128,7 @@ def evaluate(
         raise InputError(f"sequence_length={length} and batch_size={batch_size} must be 1 or more")
     if length > context:
         raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
-    paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
+    paths = as_list(data)
     if summary is not None and loaded.summarizer() is None:
         raise InputError(f"summary={summary!r} is for summarisers; this model was not taught to summarise")
     if isinstance(module, Classifier):
@@ -141,6 +152,11 @@ def evaluate(
         tokens, size = len(text), text.bytes
     rows = int(metrics["loss"]["n"])
     return {"n": rows, "metrics": metrics, "tokens": tokens, "bytes": size, "sequence_length": length}
+
+
+def as_list(data: str | Path | Sequence[str | Path]) -> list[str]:
+    """One path or several as a list of strings."""
+    return [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
 
 
 def _on_tasks(

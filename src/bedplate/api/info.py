@@ -6,12 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bedplate.hub.model import Model, load
+from bedplate.hub.image_model import ImageModel
+from bedplate.hub.load import load
+from bedplate.hub.model import Model
+from bedplate.hub.vision_directory import encoder_of
 
 
-def info(model: Model | str | Path) -> dict[str, Any]:
-    """{"family", "parameters", "dtype", "context", "vocab_size", "tied", "tokenizer", "trunk", "card"} of a model."""
-    loaded = model if isinstance(model, Model) else load(model)
+def info(model: Model | ImageModel | str | Path) -> dict[str, Any]:
+    """What a model is.
+
+    Returns:
+        {"family", "parameters", "dtype", "trunk", "card"}; of text also "context", "vocab_size", "tied", "tokenizer", of
+        images "image_size", "patch_size", "stem", "labels".
+    """
+    loaded = load(model) if isinstance(model, str | Path) else model
+    if isinstance(loaded, ImageModel):
+        return _of_images(loaded)
     config = loaded.config
     return {
         "family": config.family,
@@ -23,4 +33,20 @@ def info(model: Model | str | Path) -> dict[str, Any]:
         "tokenizer": loaded.tokenizer is not None,
         "trunk": asdict(config.trunk),
         "card": loaded.card,
+    }
+
+
+def _of_images(model: ImageModel) -> dict[str, Any]:
+    module, config = model.module, encoder_of(model.module).config
+    first = next(module.parameters())
+    return {
+        "family": type(module).__name__.lower(),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "dtype": str(first.dtype).removeprefix("torch."),
+        "image_size": list(config.image_size),
+        "patch_size": config.patch_size,
+        "stem": config.stem,
+        "labels": model.labels,
+        "trunk": asdict(config.trunk),
+        "card": model.card,
     }

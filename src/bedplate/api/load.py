@@ -1,5 +1,5 @@
 """`load`: a model, ready to use."""
 
-from bedplate.hub.model import load
+from bedplate.hub.load import load
 
 __all__ = ["load"]

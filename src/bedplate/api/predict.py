@@ -6,59 +6,71 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.vision_predict import predict_images
 from bedplate.api.zeroshot import read_examples
 from bedplate.data.sources import documents, kind_of
 from bedplate.errors import InputError
-from bedplate.hub.model import Model, load
+from bedplate.hub.image_model import ImageModel, listed
+from bedplate.hub.load import load
+from bedplate.hub.model import Model
 from bedplate.tasks.zeroshot import Example, Labels
 from bedplate.train.hardware import choose_device
 
 
 def predict(
-    model: Model | str | Path,
-    inputs: str | Sequence[str] = (),
+    model: Model | ImageModel | str | Path,
+    inputs: Any = (),
     *,
     file: str | Path | None = None,
-    column: str = "text",
+    column: str | None = None,
     device: str = "auto",
     adapter: str | Path | None = None,
     labels: Labels | None = None,
     examples: str | Path | Sequence[Example | Mapping[str, str]] | None = None,
     shots: int | None = None,
     seed: int = 0,
+    draw: str | Path | None = None,
     **options: Any,
-) -> list[dict[str, Any]]:
+) -> list[Any]:
     """Predictions, one an input, in order.
 
     Args:
         model: a model, or what `load` takes.
-        inputs: texts.
-        file: texts in place of `inputs`: a .txt is one, in other formats each row is one.
-        column: column of the text in `file`.
+        inputs: texts; of a model of images pictures: paths (also of folders), bytes, PIL images or arrays.
+        file: texts in place of `inputs`: a .txt is one, in other formats each row is one; or a table of pictures.
+        column: column of the text in `file` (default: text; of pictures: guessed).
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
         labels: what a model that has not learnt them chooses between: "sports,politics", a list, or {name: words}.
         examples: of these labels: a file of labelled texts (`text` and `label` are guessed), or pairs of both.
         shots: examples of each label that are drawn from a file (default: 4), by the seed.
+        draw: of a model of images, where its picture is written with what was found, see `predict_images`.
         options: those of `Model.predict`; with labels, those of `hub.zeroshot.ZeroShot`.
 
     Returns:
         [{"label", "score", "scores"}] of a classifier or with labels, [{"text"}] of a summariser or another language
-        model.
+        model, [[{"label", "score", "box"}]] of a detector.
 
     Raises:
         InputError: nothing to predict, both texts and a file, or an empty text.
     """
+    loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
+    if isinstance(loaded, ImageModel):
+        given = {"labels": labels, "examples": examples, "shots": shots}
+        if name := next((name for name, value in given.items() if value is not None), None):
+            raise InputError(f"{name} is for models of text; this is a model of images with labels of its own")
+        return predict_images(loaded, listed(inputs), file=file, column=column, draw=draw, **options)
+    if draw is not None:
+        raise InputError(f"draw={draw} is for models of images, and this is a model of text")
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")
-    named = [(f"text {number}", text) for number, text in enumerate(texts, 1)] if file is None else _read(file, column)
+    named = [(f"text {number}", text) for number, text in enumerate(texts, 1)] if file is None else _read(file, column or "text")
     if not named:
         raise InputError("nothing to predict: give a text, or a file")
     for name, text in named:
         if not text.strip():
             raise InputError(f"{name}: the text is empty; remove it or fill it in")
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), adapter=adapter)
     options |= label_options(labels, examples, shots, seed, options)
     return loaded.predict([text for _, text in named], **options)
 

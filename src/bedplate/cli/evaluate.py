@@ -36,6 +36,9 @@ def command(
     summary: Annotated[
         str | None, typer.Option(help="The column of the summary, for a summariser.", show_default="guessed")
     ] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(help="Labelled pictures, to judge a model of images by its features.")
+    ] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024; a classifier's 512"),
@@ -55,13 +58,14 @@ def command(
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure a model, with 95 % intervals: bits per byte, tasks, a classifier's accuracy, a summariser's ROUGE.
+    """Measure a model, with 95 % intervals: bits per byte, tasks, accuracy, ROUGE, a detector's mAP.
 
     \b
     Example:
       bedplate evaluate quickstart/model --data my-text.txt
       bedplate evaluate quickstart/sentiment --data my-reviews.csv
       bedplate evaluate quickstart/model --suite blimp
+      bedplate evaluate runs/detect --data coco-folder
       bedplate evaluate runs/summarize --data my-summaries.jsonl
       bedplate evaluate quickstart/model --data my-news.csv --labels "sports,politics,business"
     """
@@ -86,6 +90,7 @@ def command(
         adapter=adapter,
         summary=summary,
         labels=labels,
+        probe=probe or None,
         examples=examples,
         shots=shots,
         seed=seed,
@@ -99,6 +104,9 @@ def command(
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "tokens" not in result and "sequence_length" not in result and not result.get("baselines"):
+        _print_pictures(result)
+        return
     if "lead" in result.get("baselines", {}):
         _print_summariser(result)
         return
@@ -109,6 +117,13 @@ def command(
         _print_classifier(result)
         return
     print(f"{result['tokens']:,} tokens, {result['bytes']:,} bytes, rows of {result['sequence_length']} tokens")
+
+
+def _print_pictures(result: dict[str, Any]) -> None:
+    """How many pictures were scored, and of a classifier which labels were taken for which."""
+    print(f"{result['n']:,} pictures")
+    if "confusion" in result:
+        _print_confusion(result)
 
 
 def _print_summariser(result: dict[str, Any]) -> None:
@@ -124,7 +139,7 @@ def _print_summariser(result: dict[str, Any]) -> None:
 
 def _print_classifier(result: dict[str, Any]) -> None:
     """What was scored, and which labels were taken for which."""
-    data, labels = result["data"], result["labels"]
+    data = result["data"]
     print(f"{result['n']:,} texts from column {data['column']!r}, labels from {data['label']!r}")
     for what, count in data["dropped"].items():
         print(f"left out: {count:,} {what}")
@@ -132,6 +147,11 @@ def _print_classifier(result: dict[str, Any]) -> None:
         print(f"{data['cut']:,} texts were longer than the prompt has room for and cut at their end")
     if data.get("windowed"):
         print(f"{data['windowed']:,} texts of more than {result['sequence_length']} tokens were read in windows")
+    _print_confusion(result)
+
+
+def _print_confusion(result: dict[str, Any]) -> None:
+    labels = result["labels"]
     for label, row in zip(labels, result["confusion"], strict=True):
         taken = ", ".join(f"{count:,} {name}" for name, count in zip(labels, row, strict=True) if count)
         print(f"{label}: predicted as {taken or 'nothing'}")

@@ -10,9 +10,11 @@ from bedplate.cli.output import Json, print_json
 
 def command(
     model: Annotated[str, typer.Argument(help="A model directory, zoo:NAME or hf:ORG/NAME.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts to predict.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, or pictures.")] = None,
     file: Annotated[str | None, typer.Option(help="A .txt (one text), or .csv, .jsonl, ... (one a row).")] = None,
-    column: Annotated[str, typer.Option(help="The column of the text in the file.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="The column in the file.", show_default="text; guessed for pictures")
+    ] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of the search; 1: none.", show_default="the model's")] = None,
     length_penalty: Annotated[
         float | None, typer.Option(help="Above 0 favours long texts, below 0 short ones.", show_default="the model's")
@@ -37,16 +39,23 @@ def command(
     shots: Shots = None,
     seed: Seed = 0,
     calibrate: Calibrate = None,
+    draw: Annotated[
+        str | None, typer.Option(help="Write the picture with what was found: a .png, of several a folder.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of a detector, the least score of a box.", show_default="0.3")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
     json: Json = False,
 ) -> None:
-    """Use a model: a text's label, its summary, its continuation, or the one of some labels that fits it best.
+    """Use a model: a text's label, summary or continuation, the label that fits it best; what a picture shows.
 
     \b
     Example:
       bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
       bedplate predict zoo:text-mini "The match ended 2-1." --labels "sports,politics,business"
+      bedplate predict runs/detect photo.jpg --draw found.png
       bedplate predict runs/summarize --file article.txt --beams 4
     """
     from bedplate.api.predict import predict
@@ -61,6 +70,7 @@ def command(
         "method": method,
         "template": line_breaks(template),
         "calibrate": calibrate,
+        "threshold": threshold,
     }
     predictions = predict(
         model,
@@ -73,14 +83,27 @@ def command(
         examples=examples,
         shots=shots,
         seed=seed,
+        draw=draw,
         **{name: value for name, value in options.items() if value is not None},
     )
     if json:
         print_json(predictions)
         return
     for number, prediction in enumerate(predictions):
+        if isinstance(prediction, list):
+            _print_boxes(prediction, texts[number] if texts and len(texts) == len(predictions) else "")
+            continue
         if "label" in prediction:
-            shown = f"  {' '.join(texts[number].split())[:100]}" if texts else ""
+            own = texts and len(texts) == len(predictions)
+            shown = f"  {' '.join(texts[number].split())[:100]}" if texts and own else ""
             print(f"{prediction['label']}\t{prediction['score']:.3f}{shown}")
         else:
             print(prediction["text"])
+
+
+def _print_boxes(found: list[dict[str, Any]], name: str) -> None:
+    """A line a box: label, score, corners in pixels."""
+    print(f"{name or 'picture'}: {len(found)} found")
+    for row in found:
+        corners = " ".join(f"{value:.0f}" for value in row["box"])
+        print(f"  {row['label']}\t{row['score']:.3f}\t{corners}")

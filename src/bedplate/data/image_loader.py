@@ -96,6 +96,11 @@ class ImageEvalLoader:
         """Count the batches."""
         return self._batches
 
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """(n,) numbers of the pictures in the order in which they come."""
+        return self._store.usable[: self._batches * self._batch_size]
+
     def __iter__(self) -> Iterator[Batch]:
         for step in range(self._batches):
             yield self.batch(step)

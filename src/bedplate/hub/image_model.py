@@ -57,7 +57,7 @@ class ImageModel:
         Raises:
             InputError: what is no picture, an unknown option, or a model that predicts nothing.
         """
-        images = _listed(inputs)
+        images = listed(inputs)
         if isinstance(self.module, ViT):
             batch_size = _taken(options, {"batch_size": 64}, "a classifier of pictures")["batch_size"]
             return self._classify(images, batch_size)
@@ -83,7 +83,7 @@ class ImageModel:
         if way not in ("cls", "mean"):
             raise InputError(f"pooling={way!r} is not known; choose cls or mean")
         parts = []
-        for pixels in self._batches(_listed(images), batch_size):
+        for pixels in self._batches(listed(images), batch_size):
             states = encoder.hidden(pixels).float()
             parts.append((states[:, 0] if way == "cls" else states[:, 1:].mean(1)).cpu())
         vectors = torch.cat(parts) if parts else torch.zeros(0, encoder.config.trunk.hidden_size)
@@ -142,7 +142,8 @@ def is_image_model(directory: Path) -> bool:
     return (directory / "config.json").is_file() and is_vision(read_config_values(directory)[0])
 
 
-def _listed(images: Images) -> list[Source]:
+def listed(images: Images) -> list[Source]:
+    """One picture or several as a list."""
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
     return [images] if isinstance(images, np.ndarray) else list(images)

@@ -1,0 +1,182 @@
+"""Predictions and measures of models of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from bedplate.api.folders import cache_folder
+from bedplate.data.box_loader import BoxEvalLoader
+from bedplate.data.boxes import read_boxes
+from bedplate.data.image_files import LabelledImages, read_images
+from bedplate.data.image_loader import ImageEvalLoader
+from bedplate.data.images import SUFFIXES, Source, decode
+from bedplate.data.pixel_store import PixelStore
+from bedplate.errors import InputError
+from bedplate.hub.image_model import ImageModel
+from bedplate.hub.vision_directory import encoder_of
+from bedplate.measure.probe import features, knn, linear_probe
+from bedplate.metrics.classification import confusion_matrix
+from bedplate.models.detector import Detector
+from bedplate.models.set_detector import SetDetector
+from bedplate.models.vit import ViT
+from bedplate.report.pictures import draw_boxes
+from bedplate.tasks.classify_images import ClassifyImages
+from bedplate.tasks.detect import Detect
+
+ROWS = 64  # pictures at one time
+
+
+def predict_images(
+    model: ImageModel,
+    inputs: Sequence[Source],
+    *,
+    file: str | Path | None = None,
+    column: str | None = None,
+    draw: str | Path | None = None,
+    **options: Any,
+) -> list[Any]:
+    """Predictions, one a picture, in order; see `ImageModel.predict`.
+
+    Args:
+        inputs: pictures, or folders of them.
+        file: a folder, table or archive of pictures in place of `inputs`, see `data.image_files.read_images`.
+        column: of the pictures in it.
+        draw: where the picture is written with what was found in it; of several pictures a folder.
+
+    Raises:
+        InputError: nothing to predict, no picture, or nothing that can be drawn.
+    """
+    if inputs and file is not None:
+        raise InputError("give either pictures or a file, not both")
+    pictures: list[Source] = [image for each in inputs for image in _expanded(each)]
+    if file is not None:
+        pictures = [ref.image() for ref in read_images(file, column, label="").images]
+    if not pictures:
+        raise InputError("nothing to predict: give a picture, a folder of them, or a file")
+    if draw is not None and not isinstance(model.module, ViT | Detector | SetDetector):
+        raise InputError(f"draw={draw}: this model predicts nothing that could be drawn")
+    predictions = model.predict(pictures, **options)
+    if draw is not None:
+        _draw(model, pictures, predictions, Path(draw))
+    return predictions
+
+
+def evaluate_images(
+    model: ImageModel,
+    data: Sequence[str],
+    *,
+    column: str | None = None,
+    label: str | None = None,
+    probe: str | Path | Sequence[str | Path] | None = None,
+) -> dict[str, Any]:
+    """Measure a model of images on pictures.
+
+    Of a classifier accuracy, macro-averaged F1, expected calibration error and loss; of a detector COCO's metrics. Of
+    any, with `probe`, what its frozen features are worth: k-NN and a linear probe, as in DINO (arXiv 2104.14294).
+
+    Args:
+        data: labelled pictures, or those with boxes.
+        column, label: columns of the picture and the label in a table (default: guessed).
+        probe: labelled pictures that k-NN and the linear probe learn from.
+
+    Returns:
+        {"n", "metrics": {name: {"value", "low", "high", "n"}}}; of a classifier also "labels" and "confusion".
+
+    Raises:
+        InputError: labels that the model does not know, or a model that predicts nothing, without `probe`.
+    """
+    if probe is not None:
+        return _probed(model, data, [str(probe)] if isinstance(probe, str | Path) else list(map(str, probe)), column, label)
+    if isinstance(model.module, Detector | SetDetector):
+        boxed = read_boxes(data, names=model.module.labels)
+        batches = BoxEvalLoader(boxed, model.processor.size, 8, cache_dir=_cache())
+        metrics = Detect(model.module, model.processor.mean, model.processor.std).report(batches)
+        return {"n": len(boxed), "metrics": {name: row for name, row in metrics.items() if _is_metric(row)}, **metrics}
+    if not isinstance(model.module, ViT):
+        raise InputError("this model predicts nothing; give probe, labelled pictures that its features are judged with")
+    images = read_images(data, column, label, classes=model.module.labels)
+    task = ClassifyImages(model.module, model.processor.mean, model.processor.std, flip=model.processor.flip)
+    logits, truth = task.logits(_batches(model, images))
+    matrix = confusion_matrix(truth.numpy(), logits.argmax(1).numpy(), len(model.module.labels))
+    return {
+        "n": len(truth),
+        "metrics": task.measure(logits, truth),
+        "data": {"dropped": dict(images.dropped)},
+        "labels": model.module.labels,
+        "confusion": matrix.tolist(),
+    }
+
+
+def _probed(
+    model: ImageModel, data: Sequence[str], probe: Sequence[str], column: str | None, label: str | None
+) -> dict[str, Any]:
+    train = read_images(probe, column, label)
+    if train.labels is None:
+        raise InputError(f"{probe[0]}: the pictures have no labels, which a probe learns from")
+    test = read_images(data, column, label, classes=train.classes)
+    encoder, rows = encoder_of(model.module), []
+    for part in (train, test):
+        batches = _batches(model, part)
+        labels = torch.cat([batch["labels"] for batch in batches])
+        pixels = (model.processor.normalize(batch["pixels"].to(encoder.device)) for batch in batches)
+        rows.append((features(encoder, pixels, encoder.config.pooling), labels))
+    return {
+        "n": len(test),
+        "metrics": {
+            "knn_accuracy": knn(rows[0], rows[1])["accuracy"],
+            "linear_accuracy": linear_probe(rows[0], rows[1])["accuracy"],
+        },
+    }
+
+
+def _batches(model: ImageModel, images: LabelledImages) -> ImageEvalLoader:
+    store = PixelStore(images, model.processor.size, model.processor.fit, _cache())
+    return ImageEvalLoader(images, ROWS, store)
+
+
+def _cache() -> Path:
+    return cache_folder() / "images"
+
+
+def _is_metric(value: Any) -> bool:
+    return isinstance(value, dict) and "value" in value
+
+
+def _expanded(source: Source) -> list[Source]:
+    """A folder as its pictures, anything else as it is."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return [source]
+    found = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise InputError(f"{source}: a folder without pictures; known suffixes are {', '.join(SUFFIXES)}")
+    return list(found)
+
+
+def _draw(model: ImageModel, pictures: Sequence[Source], predictions: Sequence[Any], target: Path) -> None:
+    """Write each picture with its boxes, or with its label."""
+    several = len(pictures) > 1
+    if several and target.suffix:
+        raise InputError(f"draw={target}: {len(pictures)} pictures need a folder, not a file")
+    if several:
+        target.mkdir(parents=True, exist_ok=True)
+    elif target.suffix.lower() not in SUFFIXES:
+        raise InputError(f"draw={target}: give the name of a picture, such as found.png")
+    for number, (source, found) in enumerate(zip(pictures, predictions, strict=True)):
+        image = decode(source)
+        if isinstance(found, dict):
+            whole = (0.0, 0.0, float(image.width - 1), float(image.height - 1))
+            found = [{"box": whole, "label": found["label"], "score": found["score"]}]
+        drawn: Image.Image = draw_boxes(
+            image,
+            [row["box"] for row in found],
+            [row["label"] for row in found],
+            [row["score"] for row in found],
+            names=model.labels,
+        )
+        name = Path(source).stem if isinstance(source, str | Path) else f"image-{number + 1}"
+        drawn.save(target / f"{name}.png" if several else target)
