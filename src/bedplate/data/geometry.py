@@ -1,4 +1,4 @@
-"""Where pixels go: windows cut out and resampled, shifts and flips, and the boxes that move with them; batches on one device.
+"""Where pixels go: windows cut out and resampled, shifts, flips, and the boxes that move with them; by batches.
 
 A window is the part of a picture that an output shows: (x1, y1, x2, y2) in pixels of the input, at any place and of any
 size, with x1 > x2 where it is mirrored. Crops, flips, shifts and changes of scale are all windows, so pixels are
@@ -36,18 +36,16 @@ def random_crops(
     """Windows (count, 4) of random area, shape and place inside pictures of this size: the "Inception" crop.
 
     The area's share is uniform in `scale` and the place uniform. The logarithm of width / height is uniform in `ratio`,
-    but limited to shapes that fit with that area, where Szegedy et al. 2014 (arXiv 1409.4842, section 6) and torchvision
-    draw again: so every area comes out as drawn, and there is no loop.
+    but limited to shapes that fit with that area, where Szegedy et al. 2014 (arXiv 1409.4842, section 6) and
+    torchvision draw again: so every area comes out as drawn, and there is no loop.
     """
     height, width = size
     share = uniform(count, *scale, device=device)
-    # Shape relative to the picture's own: sides are sqrt(share * shape) of its width and sqrt(share / shape) of its height.
-    low = (ratio[0] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
-    high = (ratio[1] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
-    shape = low * (high / low) ** torch.rand(count, device=device)
-    wide, high = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
-    left, top = torch.rand(count, device=device) * (width - wide), torch.rand(count, device=device) * (height - high)
-    return torch.stack([left, top, left + wide, top + high], 1)
+    # The shape is relative to the picture's own: sides are sqrt(share * shape) and sqrt(share / shape) of its sides.
+    least, most = ((bound * height / width * torch.ones_like(share)).clamp(share, 1 / share) for bound in ratio)
+    shape = least * (most / least) ** torch.rand(count, device=device)
+    wide, tall = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
+    return _placed(wide, tall, size)
 
 
 def random_scales(count: int, source: Size, size: Size, scale: tuple[float, float], device: torch.device) -> Tensor:
@@ -59,12 +57,14 @@ def random_scales(count: int, source: Size, size: Size, scale: tuple[float, floa
     """
     fit = min(size[0] / source[0], size[1] / source[1])
     zoom = uniform(count, *scale, device=device) * fit
-    wide, high = size[1] / zoom, size[0] / zoom
-    left, top = (
-        torch.rand(count, device=device) * (source[1] - wide),
-        torch.rand(count, device=device) * (source[0] - high),
-    )
-    return torch.stack([left, top, left + wide, top + high], 1)
+    return _placed(size[1] / zoom, size[0] / zoom, source)
+
+
+def _placed(wide: Tensor, tall: Tensor, size: Size) -> Tensor:
+    """Windows (B, 4) of these sides (B,) at a random place: within the picture, or around it where they are larger."""
+    left = torch.rand_like(wide) * (size[1] - wide)
+    top = torch.rand_like(tall) * (size[0] - tall)
+    return torch.stack([left, top, left + wide, top + tall], 1)
 
 
 def mirrored(windows: Tensor, which: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def resample(
         pixels: uint8 (B, 3, H, W), or floats in 0..1.
         windows: (B, 4) in pixels of the input; what lies outside the picture is `fill`.
         size: (h, w) of the output.
-        frames: (B, 4) in pixels of the output: where each window is shown; the whole output if None. Outside it is `fill`.
+        frames: (B, 4) in pixels of the output: where each window is shown, `fill` around it; all of it if None.
 
     Returns:
         (B, 3, h, w) float32 in 0..1, and what is picture there: (B, 1, h, w) of 0 and 1.
