@@ -92,13 +92,17 @@ def write_finetune_report(out: Path, record: dict[str, Any], timings: dict[str, 
 
 def _training_summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """What training took, from the rows of metrics.jsonl."""
-    trained = [row for row in read_rows(out / "metrics.jsonl") if "tokens_per_second" in row]
+    trained = [row for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
     seconds = sum(row["seconds"] for row in trained)
     summary: dict[str, Any] = {"parameters": record["parameters"], "steps": trained[-1]["step"] if trained else 0}
     if seconds:
         summary |= {
             "seconds": seconds,
-            "tokens_per_second": sum(row["tokens_per_second"] * row["seconds"] for row in trained) / seconds,
+            **{
+                speed: sum(row[speed] * row["seconds"] for row in trained) / seconds
+                for speed in ("tokens_per_second", "images_per_second")
+                if speed in trained[0]
+            },
             "mfu": sum(row["mfu"] * row["seconds"] for row in trained) / seconds,
         }
     return summary

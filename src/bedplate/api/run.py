@@ -201,13 +201,17 @@ class Run(ABC, Generic[R]):
         check_disk(self.out, self._bytes_to_write())
         make_folder(self.out)
         held.enter_context(only_one(self.out))
+        self.keep_preprocessing()
+        facts = environment(self.hardware) | {"data": self.facts()}
+        write_whole(self.out / "environment.json", json.dumps(facts, indent=2))
+        write_recipe(self.recipe, self.out / "recipe.yaml")
+
+    def keep_preprocessing(self) -> None:
+        """Write what a resumed run must find as it was: the tokenizer."""
         kept, partial = self.out / "tokenizer", self.out / ".tokenizer.partial"
         if not kept.exists():
             self.save_tokenizer(partial)
             partial.rename(kept)
-        facts = environment(self.hardware) | {"data": self.facts()}
-        write_whole(self.out / "environment.json", json.dumps(facts, indent=2))
-        write_recipe(self.recipe, self.out / "recipe.yaml")
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config, save_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.directory import Unfilled, layout_name, read_special_tokens, write_json
+from bedplate.hub.directory import Unfilled, layout_name, read_special_tokens
+from bedplate.hub.folder import write_json
 from bedplate.hub.locate import HUB, locate
 from bedplate.hub.peft import CONFIG, PREFIX, SCORES, TASKS, WEIGHTS, Adapter, Origin, read_adapter, write_adapter
 from bedplate.hub.weights import full_names, their_name

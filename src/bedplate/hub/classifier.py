@@ -29,14 +29,23 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
     """The head of a text classifier; None for a model that is none.
 
     Raises:
-        InputError: `id2label` does not number its labels from 0, has less than two or one of them twice, or the
-            classifier gives several labels to a text, or one to each token.
+        InputError: see `labels_from_hf`; or the classifier gives a label to each token.
     """
     architectures = [str(name) for name in values.get("architectures") or ()]
     if not any(name.endswith((SEQUENCES, TOKENS)) for name in architectures):
         return None
     form = TOKENS if any(name.endswith(TOKENS) for name in architectures) else SEQUENCES
     pooling = _pooling(values, form, where)
+    return ClassifierHead(labels_from_hf(values, where), pooling)
+
+
+def labels_from_hf(values: Mapping[str, Any], where: str = "config.json") -> list[str]:
+    """The labels of any classifier's config file, in the order of its scores.
+
+    Raises:
+        InputError: `id2label` does not number its labels from 0, has less than two or one of them twice, or several
+            labels can be right at one time.
+    """
     if (kind := values.get("problem_type") or SINGLE_LABEL) != SINGLE_LABEL:
         raise InputError(f"{where}: problem_type={kind!r} is not supported; supported: {SINGLE_LABEL}")
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
@@ -47,7 +56,7 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
         raise InputError(f"{where}: id2label has {len(labels)} label; a classifier has two or more")
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise InputError(f"{where}: id2label has the label {twice!r} twice; give each a name of its own")
-    return ClassifierHead(labels, pooling)
+    return labels
 
 
 def classifier_to_hf(config: GPTConfig, labels: Sequence[str], pooling: Pooling, pad_token_id: int) -> dict[str, Any]:

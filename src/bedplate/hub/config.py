@@ -7,7 +7,6 @@ it means there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field, ValidationError, model_validator
@@ -25,7 +24,9 @@ from bedplate.hub.config_file import (
     RopeFile,
     Share,
     activation_name,
+    differences,
     rope_values,
+    sentence,
     supported,
 )
 from bedplate.models.gpt import GPTConfig
@@ -240,7 +241,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> GPT
     try:
         return FAMILIES[family].model_validate(dict(values)).config()
     except ValidationError as error:
-        raise InputError(f"{where}: {_sentence(error)}") from None
+        raise InputError(f"{where}: {sentence(error)}") from None
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -261,35 +262,11 @@ def config_to_hf(config: GPTConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_word_embeddings,
     }
     # Reading back is the proof that nothing was lost.
-    if differences := _differences(config, config_from_hf(values)):
-        raise InputError(f"a {config.family} directory cannot hold a model with {', '.join(differences)}")
+    if lost := differences(config, config_from_hf(values)):
+        raise InputError(f"a {config.family} directory cannot hold a model with {', '.join(lost)}")
     if config.family == "llama" and c.hidden_size % c.num_attention_heads:
         raise InputError(
             f"a llama directory cannot hold a model with hidden_size={c.hidden_size} that is not a multiple of "
             f"num_attention_heads={c.num_attention_heads}"
         )
     return values
-
-
-def _differences(wanted: Any, got: Any, prefix: str = "") -> list[str]:
-    """`name=value` of each field of `wanted` that `got` does not have."""
-    found = []
-    for field in fields(wanted):
-        a, b = getattr(wanted, field.name), getattr(got, field.name)
-        if is_dataclass(a) and is_dataclass(b):
-            found += _differences(a, b, f"{prefix}{field.name}.")
-        elif a != b:
-            found.append(f"{prefix}{field.name}={a!r}")
-    return found
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first fault, with its key, its value and what would be right."""
-    fault = error.errors()[0]
-    key = ".".join(map(str, fault["loc"]))
-    message = fault["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    if fault["type"] == "value_error":
-        return f"{key}={fault['input']!r} is not supported; {message}"
-    return f"{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"

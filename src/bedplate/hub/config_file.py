@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from bedplate.nn.rotary import RopeConfig
 
@@ -46,7 +47,7 @@ ROPE_REQUIRED = ("factor", "low_freq_factor", "high_freq_factor")
 
 
 def supported(*values: Any) -> AfterValidator:
-    """A field that may hold only these values; `_sentence` words the error."""
+    """A field that may hold only these values; `sentence` words the error."""
 
     def check(value: Any) -> Any:
         if value not in values:
@@ -118,3 +119,27 @@ def rope_values(rope: RopeConfig) -> dict[str, Any]:
 
 def activation_name(activation: str) -> str:
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def differences(wanted: Any, got: Any, prefix: str = "") -> list[str]:
+    """`name=value` of each field of `wanted` that `got` does not have."""
+    found = []
+    for field in fields(wanted):
+        a, b = getattr(wanted, field.name), getattr(got, field.name)
+        if is_dataclass(a) and is_dataclass(b):
+            found += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name}={a!r}")
+    return found
+
+
+def sentence(error: ValidationError) -> str:
+    """The first fault, with its key, its value and what would be right."""
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"]))
+    message = fault["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    if fault["type"] == "value_error":
+        return f"{key}={fault['input']!r} is not supported; {message}"
+    return f"{key}={fault['input']!r}: {message[0].lower()}{message[1:]}"

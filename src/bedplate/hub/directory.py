@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from bedplate.data.tokenizer import end_of_text_id, save_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.classifier import classifier_from_hf, classifier_to_hf
 from bedplate.hub.config import config_from_hf, config_to_hf
+from bedplate.hub.folder import new_folder, read_json, write_atomic, write_json
 from bedplate.hub.modules import encoder_to_hf, is_bare, make_module
 from bedplate.hub.weights import HEAD, full_names, tensor_from_hf, tensors_to_hf, their_name, their_shape
 from bedplate.models.bert import Encoder, MaskedLM
@@ -145,10 +143,10 @@ def read_config(directory: str | Path) -> GPTConfig:
     Raises:
         InputError: no such directory or file, malformed JSON, or a model that the trunk does not have.
     """
-    return config_from_hf(*_read_config(directory))
+    return config_from_hf(*read_config_values(directory))
 
 
-def _read_config(directory: str | Path) -> tuple[dict[str, Any], str]:
+def read_config_values(directory: str | Path) -> tuple[dict[str, Any], str]:
     """The values of `config.json`, and its path for error messages."""
     file = Path(directory) / "config.json"
     if not file.parent.is_dir():
@@ -182,7 +180,7 @@ def load_module(
         InputError: see `read_config` and `read_weights`; a tensor that is missing, unexpected or of another shape.
     """
     directory = Path(directory)
-    values, file = _read_config(directory)
+    values, file = read_config_values(directory)
     config, head, weights = config_from_hf(values, file), classifier_from_hf(values, file), read_weights(directory)
     layout = layout_name(config, None if head is None else head.pooling)
     names = full_names(layout, weights)
@@ -197,8 +195,8 @@ def load_module(
         module = make_module(config, head, names)
     template = dict(module.named_parameters())  # a tied weight is there once
     sources = {name: their_name(layout, name) for name in template}
-    _check(directory, {sources[n]: their_shape(sources[n], template[n].shape) for n in template}, names, weights)
-    target = weights[names[embedding]].dtype if dtype is None else _dtype(dtype)
+    check_tensors(directory, {sources[n]: their_shape(sources[n], template[n].shape) for n in template}, names, weights)
+    target = weights[names[embedding]].dtype if dtype is None else as_dtype(dtype)
     state = {}
     for name in template:
         tensor = tensor_from_hf(layout, name, lambda source: weights[names[source]])
@@ -234,11 +232,6 @@ def save_directory(
     Raises:
         InputError: the folder exists and is not empty, the disk is full, or the family's config cannot hold the model.
     """
-    directory = Path(os.path.abspath(directory))
-    partial, old = (directory.with_name(f".{directory.name}.{kind}") for kind in ("partial", "old"))
-    if old.exists() and not directory.exists():
-        os.replace(old, directory)  # an overwriting save was killed between its two renames
-    _check_target(directory, overwrite)
     special = special or SpecialTokens.of(tokenizer)
     dtype = str(module.embed.weight.dtype).removeprefix("torch.")
     layout = layout_name(module.config, module.pooling if isinstance(module, Classifier) else None)
@@ -248,10 +241,7 @@ def save_directory(
     if isinstance(module, Classifier):
         padding = _padding_id(tokenizer, tokenizer_config or {}, special)
         config |= classifier_to_hf(module.config, module.labels, module.pooling, padding)
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(directory, overwrite) as partial:
         write_json(partial / "config.json", config)
         if isinstance(module, GPT):
             write_json(partial / "generation_config.json", special.to_hf())
@@ -261,19 +251,6 @@ def save_directory(
             (partial / "README.md").write_text(card, "utf-8")
         tensors = tensors_to_hf(layout, dict(module.named_parameters()), bare=is_bare(module))
         write_weights(partial, tensors, max_shard_bytes)
-        if directory.exists():
-            os.replace(directory, old)
-        try:
-            os.replace(partial, directory)
-        except OSError:
-            if old.exists():
-                os.replace(old, directory)
-            raise
-    except OSError as error:
-        raise _unwritable(directory, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _padding_id(tokenizer: Tokenizer | None, config: Mapping[str, Any], special: SpecialTokens) -> int:
@@ -292,17 +269,6 @@ def layout_name(config: GPTConfig, pooling: Pooling | None) -> str:
     return "gpt2 tokens" if config.family == "gpt2" and pooling == "mean" else config.family
 
 
-def _check_target(directory: Path, overwrite: bool) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; give a folder")
-    if not directory.exists() or not any(directory.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{directory}: the folder exists and is not empty; choose another or pass overwrite=True")
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{directory}: is not a model directory and is not overwritten; choose another folder")
-
-
 class Unfilled(TorchFunctionMode):
     """Leaves new weights unfilled: on the meta device there is nothing to fill, yet it would import half of PyTorch."""
 
@@ -312,7 +278,9 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _check(directory: Path, expected: dict[str, tuple[int, ...]], names: Mapping[str, str], weights: Weights) -> None:
+def check_tensors(
+    directory: Path, expected: dict[str, tuple[int, ...]], names: Mapping[str, str], weights: Weights
+) -> None:
     """Every tensor of the model is in the checkpoint in its shape, and there is no other."""
     if missing := sorted(expected.keys() - names.keys()):
         raise InputError(
@@ -354,45 +322,9 @@ def _shards(directory: Path) -> list[Path]:
     return [directory / file for file in files]
 
 
-def _dtype(name: str | torch.dtype) -> torch.dtype:
+def as_dtype(name: str | torch.dtype) -> torch.dtype:
     if isinstance(name, torch.dtype):
         return name
     if name not in DTYPES:
         raise InputError(f"dtype={name!r} is not known; choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; a model directory has one")
-    try:
-        values = json.loads(file.read_text("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8; save or download it again") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}:{error.lineno}: not valid JSON ({error.msg}); save or download it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: must hold a JSON object, got {type(values).__name__}")
-    return values
-
-
-def write_json(file: Path, values: Mapping[str, Any]) -> None:
-    write_atomic(file, lambda path: path.write_text(json.dumps(values, indent=2) + "\n", "utf-8"))
-
-
-def write_atomic(file: Path, write: Callable[[Path], object]) -> None:
-    """`write` a temporary file, flush it to the disk, and only then give it its name."""
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        write(partial)
-        with partial.open("rb") as opened:
-            os.fsync(opened.fileno())
-        os.replace(partial, file)
-    except (OSError, SafetensorError) as error:
-        raise _unwritable(file, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: cannot be written ({error}); free some disk space or choose another folder")

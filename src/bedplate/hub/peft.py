@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bedplate.errors import InputError
-from bedplate.hub.directory import FLOATS, Weights, read_json, write_atomic, write_json
+from bedplate.hub.directory import FLOATS, Weights
+from bedplate.hub.folder import read_json, write_atomic, write_json
 from bedplate.models.classifier import Pooling
 from bedplate.nn.lora import scale_of
 

@@ -7,7 +7,8 @@ from typing import Any
 from bedplate.nn.rotary import RopeConfig
 
 # What the families differ in; sizes come from the recipe or the config file. Sources: GPT-2 (Radford et al. 2019),
-# Llama (arXiv 2302.13971, 2407.21783), Qwen3 (arXiv 2505.09388), BERT (arXiv 1810.04805), ModernBERT (2412.13663).
+# Llama (arXiv 2302.13971, 2407.21783), Qwen3 (arXiv 2505.09388), BERT (arXiv 1810.04805), ModernBERT (2412.13663),
+# ViT (2010.11929).
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "norm": "layer",
@@ -44,6 +45,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "qk_norm": False,
         "rope": RopeConfig(rope_theta=160_000.0),
         "local_rope": RopeConfig(rope_theta=10_000.0),
+    },
+    "vit": {
+        "norm": "layer",
+        "norm_eps": 1e-12,
+        "activation": "gelu",
+        "gated": False,
+        "attention_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "qk_norm": False,
+        "rope": None,
     },
 }
 ENCODERS = ("bert", "modernbert")  # tokens see all of their text

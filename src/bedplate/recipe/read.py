@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from bedplate.errors import InputError
 from bedplate.recipe.finetune import FinetuneRecipe
 from bedplate.recipe.schema import Recipe, RunRecipe
+from bedplate.recipe.vision import VisionRecipe
 
 R = TypeVar("R", bound=RunRecipe)
 
@@ -38,10 +39,27 @@ def read_finetune_recipe(
     return _read(FinetuneRecipe, recipe, overrides)
 
 
+def read_vision_recipe(
+    recipe: str | Path | Mapping[str, Any] | VisionRecipe, overrides: Sequence[str] = ()
+) -> VisionRecipe:
+    """A checked recipe of images; see `read_recipe`."""
+    return _read(VisionRecipe, recipe, overrides)
+
+
+def task_of(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> str | None:
+    """The task that a recipe names, which decides how the rest of it is read; None where it names none."""
+    if isinstance(recipe, RunRecipe):
+        return str(getattr(recipe, "task", None))
+    task = _values(recipe, overrides)[1].get("task")
+    return None if task is None else str(task)
+
+
+PICTURES = typing.get_args(VisionRecipe.model_fields["task"].annotation)
 FINETUNED = typing.get_args(FinetuneRecipe.model_fields["task"].annotation)
 
 
-def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> R:
+def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """(what errors call the recipe, its values with overrides applied)."""
     if isinstance(recipe, RunRecipe):
         name, values = "recipe", recipe.model_dump(mode="json")
     elif isinstance(recipe, Mapping):
@@ -50,6 +68,11 @@ def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, ove
         name, values = str(recipe), _read_yaml(Path(recipe))
     for override in overrides:
         _apply(values, override)
+    return name, values
+
+
+def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> R:
+    name, values = _values(recipe, overrides)
     if kind is Recipe and values.get("task", "language") in FINETUNED:
         raise InputError(f"{name}: it has `task: {values['task']}`, so it is for `bedplate finetune`")
     try:

@@ -74,6 +74,7 @@ HEADLINES = {
     "steps": ("Learned in", "steps"),
     "seconds": ("Training took", "of computing"),
     "tokens_per_second": ("Speed", "tokens/s"),
+    "images_per_second": ("Speed", "images/s"),
     "mfu": ("Hardware used", "of its peak"),
 }
 SHARES = ("test_accuracy", "val_accuracy", "majority", "mfu")  # from 0 to 1, shown as percent
@@ -214,6 +215,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         chart(line_chart({title: points}, title=title, x_label="step", y_label=y_label, width=WIDTH / 2))
         for key, title, y_label in (
             ("tokens_per_second", "Speed", "tokens per second"),
+            ("images_per_second", "Speed", "images per second"),
             ("learning_rate", "Learning rate", "as scheduled"),
         )
         if (points := by_step(metrics, key))

@@ -16,6 +16,9 @@ class Task(Protocol):
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]]
     """what `evaluate` measures, and whether the least or the greatest value is best"""
 
+    unit: ClassVar[Literal["tokens", "images"]]
+    """what the speed of training is counted in"""
+
     @property
     def module(self) -> nn.Module:
         """The network that is trained."""

@@ -25,6 +25,7 @@ class Classify:
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
+    unit: ClassVar[Literal["tokens", "images"]] = "tokens"
 
     def __init__(self, module: Classifier) -> None:
         self.module = module

@@ -37,6 +37,7 @@ class Language:
         "masked_loss": "min",
         "masked_accuracy": "max",
     }
+    unit: ClassVar[Literal["tokens", "images"]] = "tokens"
 
     def __init__(
         self,

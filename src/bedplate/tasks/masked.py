@@ -34,6 +34,7 @@ class Masked:
         "masked_accuracy": "max",
         "pseudo_bits_per_byte": "min",
     }
+    unit: ClassVar[Literal["tokens", "images"]] = "tokens"
 
     def __init__(
         self,

@@ -131,7 +131,9 @@ def _short(row: dict[str, Any]) -> str:
         "val_bits_per_byte": "held-out {:.4f} bits/byte",
         "val_masked_accuracy": "{:.1%} of hidden tokens foretold",
         "val_accuracy": "held-out accuracy {:.1%}",
+        "val_map_50": "held-out mAP@50 {:.1%}",
         "tokens_per_second": "{:,.0f} tokens/s",
+        "images_per_second": "{:,.1f} images/s",
         "mfu": "{:.0%} of peak",
     }
     return "  ".join(form.format(row[key]) for key, form in shown.items() if _is_number(row.get(key)))

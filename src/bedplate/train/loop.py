@@ -80,7 +80,7 @@ class Trainer:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # (step, loss, gradient norm) still on the device
         self._losses: list[float] = []  # of the steps since the last row of the log
-        self._seconds, self._tokens, self._flops = 0.0, 0, 0
+        self._seconds, self._read, self._flops = 0.0, 0, 0
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. The next batch and random numbers follow from its step."""
@@ -183,7 +183,8 @@ class Trainer:
             averages = [local(average) for average in self.ema.values()]
             torch._foreach_lerp_(averages, [local(p.detach()) for p in parameters], 1 - recipe.train.ema)
         self._tick()
-        self._tokens += next(iter(batch.values())).numel() * self.ranks.data_size
+        first = next(iter(batch.values()))
+        self._read += (len(first) if self.task.unit == "images" else first.numel()) * self.ranks.data_size
         self._flops += self.task.flops(batch) * self.ranks.data_size
 
     def _read_losses(self) -> None:
@@ -223,11 +224,11 @@ class Trainer:
             "loss": sum(self._losses) / len(self._losses),
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": self._norm.item(),
-            "tokens_per_second": self._tokens / self._seconds,
+            f"{self.task.unit}_per_second": self._read / self._seconds,
             "mfu": self._flops / self._seconds / self._peak,
             "seconds": self._seconds,
         }
-        self._losses, self._seconds, self._tokens, self._flops = [], 0.0, 0, 0
+        self._losses, self._seconds, self._read, self._flops = [], 0.0, 0, 0
         self.log.numbers(row)
         self.log.advance(self.step, row)
 

@@ -1,0 +1,325 @@
+"""How COCO JSON, Pascal VOC XML and YOLO text files say which boxes are in which picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from bedplate.errors import InputError
+
+SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps"}
+ORIENTATION = 0x0112  # the EXIF tag
+TURNED = (5, 6, 7, 8)  # orientations by which height and width change places
+NAMES_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
+WANTED = (
+    "give a COCO .json file or a folder with one, a folder with VOC .xml files (Annotations/), or one with YOLO files "
+    "(images/ and labels/)"
+)
+
+
+@dataclass(frozen=True)
+class Box:
+    """One object: the name of its class, x1 y1 x2 y2 in pixels as the file has them, and the place in the file."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    crowd: bool
+    where: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture, its (height, width) when upright, and its boxes."""
+
+    path: Path
+    size: tuple[int, int]
+    boxes: list[Box]
+
+
+@dataclass(frozen=True)
+class BoxSet:
+    """The pictures of one path, and the classes that its files list with their ids."""
+
+    entries: list[Entry]
+    ids: dict[str, int]
+
+
+def read(path: Path, names: Sequence[str] | None = None) -> BoxSet:
+    """Read one path; `names` number the classes of YOLO files that come without names.
+
+    Raises:
+        InputError: see `boxes.read_boxes`.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist; {WANTED}")
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            raise InputError(f"{path} is no COCO .json file; {WANTED}")
+        return _read_coco(path)
+    if (file := _coco_file(path)) is not None:
+        return _read_coco(file)
+    if files := _visible(path / "Annotations", ".xml") or _visible(path, ".xml"):
+        return _read_voc(path, files)
+    images = _pictures(path / "images" if (path / "images").is_dir() else path)
+    if any(_label_file(image).is_file() for image in images):
+        return _read_yolo(path, images, names)
+    raise InputError(f"{path} holds no boxes that can be read; {WANTED}, a part of a data set at a time")
+
+
+def _coco_file(folder: Path) -> Path | None:
+    for place in (folder, folder / "annotations"):
+        files = _visible(place, ".json")
+        named = [file for file in files if file.name == "_annotations.coco.json"] or files
+        if len(named) > 1:
+            shown = ", ".join(file.name for file in named[:5])
+            raise InputError(f"{place} holds {len(named)} .json files ({shown}): give the path of the one to read")
+        if named:
+            return named[0]
+    return None
+
+
+def _read_coco(file: Path) -> BoxSet:
+    """The COCO format: https://cocodataset.org/#format-data. A bbox is x, y, width, height."""
+    try:
+        data = json.loads(file.read_text("utf-8-sig"))
+    except ValueError as error:
+        raise InputError(f"{file}: this is no JSON ({error}); mend the file") from None
+    if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "categories")):
+        raise InputError(f"{file}: COCO JSON is an object with lists images, annotations and categories; this is none")
+    annotations = data.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise InputError(f"{file}: 'annotations' must be a list")
+    categories = {each["id"]: each["name"] for each in _unique(file, data["categories"], "category", ("id", "name"))}
+    _once(f"{file}: categories", categories.values(), "are two categories of one name")
+    rows = _unique(file, data["images"], "image", ("id", "file_name"))
+    boxes: dict[Any, list[Box]] = {row["id"]: [] for row in rows}
+    for number, each in enumerate(annotations):
+        where = f"{file}: annotation {each.get('id', number) if isinstance(each, dict) else number}"
+        image, box = _coco_box(where, each, categories)
+        if image not in boxes:
+            raise InputError(f"{where} is of image {image!r}, which 'images' does not list; add that or leave it out")
+        boxes[image].append(box)
+    used = {box.name for several in boxes.values() for box in several}
+    parents = {
+        each.get("supercategory") for each in data["categories"] if each.get("supercategory") != each["name"]
+    }  # Roboflow lists the name of the project as a category that has no box
+    ids = {name: int(id) for id, name in categories.items() if name in used or name not in parents}
+    finder = _Finder(file)
+    places = [f"{file}: image {row['id']!r} ('{row['file_name']}')" for row in rows]
+    paths = [finder(where, row["file_name"]) for where, row in zip(places, rows, strict=True)]
+    _once(f"{file}: images", map(str, paths), "are two entries of one picture")
+    entries = [
+        Entry(path, _checked_size(where, path, row.get("height"), row.get("width")), boxes[row["id"]])
+        for where, path, row in zip(places, paths, rows, strict=True)
+    ]
+    return BoxSet(entries, ids)
+
+
+def _coco_box(where: str, row: Any, categories: Mapping[Any, str]) -> tuple[Any, Box]:
+    """(id of the image, box) of one annotation."""
+    if not isinstance(row, dict) or any(row.get(key) is None for key in ("image_id", "category_id", "bbox")):
+        raise InputError(f"{where}: needs image_id, category_id and bbox; mend it or leave it out")
+    if row["category_id"] not in categories:
+        raise InputError(f"{where}: category_id {row['category_id']!r} is not among the categories {categories}")
+    bbox = row["bbox"]
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(each, int | float) for each in bbox):
+        raise InputError(f"{where}: bbox {str(bbox)[:80]} is not a list of the 4 numbers x, y, width, height")
+    x, y, width, height = map(float, bbox)
+    box = Box(categories[row["category_id"]], (x, y, x + width, y + height), bool(row.get("iscrowd", 0)), where)
+    return row["image_id"], box
+
+
+def _unique(file: Path, rows: list[Any], kind: str, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows, each of which must have what is needed and an id of its own."""
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or any(row.get(key) is None for key in needed):
+            raise InputError(f"{file}: {kind} entry number {number} needs {' and '.join(needed)}; mend it")
+        if kind == "category" and not isinstance(row["id"], int):
+            raise InputError(f"{file}: the id {row['id']!r} of category '{row['name']}' is no whole number; mend it")
+    _once(f"{file}: {kind} ids", (row["id"] for row in rows), f"is the id of more than one {kind}")
+    return rows
+
+
+class _Finder:
+    """Finds the pictures of a COCO file, in that one of the usual folders which has them."""
+
+    def __init__(self, file: Path) -> None:
+        folder, part = file.parent, file.stem.removeprefix("instances_")
+        above = [folder.parent] if folder.name == "annotations" else []
+        bases = [base / sub for base in (folder, *above) for sub in ("", "images", part, f"images/{part}")]
+        self._folders = list(dict.fromkeys(base for base in bases if base.is_dir()))
+
+    def __call__(self, where: str, name: object) -> Path:
+        found = next((path for folder in self._folders if (path := folder / str(name)).is_file()), None)
+        if found is None:
+            raise InputError(f"{where} is not in {' or '.join(map(str, self._folders))}; put the picture there")
+        return found
+
+
+def _read_voc(folder: Path, files: Sequence[Path]) -> BoxSet:
+    """Pascal VOC (Everingham et al. 2010): corners are 1-based and inclusive."""
+    folders = (folder / "JPEGImages", folder / "images", files[0].parent, folder)
+    pictures = {path.name: path for place in reversed(folders) for path in _pictures(place, deep=False)}
+    by_stem = {Path(name).stem: path for name, path in pictures.items()}
+    entries = []
+    for file in files:
+        try:
+            root = ElementTree.parse(file).getroot()
+        except ElementTree.ParseError as error:
+            raise InputError(f"{file}: this is no XML ({error}); mend the file") from None
+        if root.tag != "annotation":
+            raise InputError(f"{file}: its outermost element is <{root.tag}> and not <annotation>: no VOC file")
+        name = Path(root.findtext("filename", "").replace("\\", "/")).name
+        path = pictures.get(name) or by_stem.get(file.stem)
+        if path is None:
+            raise InputError(f"{file}: its picture '{name}' is not in {folders[0]}, {folders[1]} or beside it")
+        declared = [_number(file, root, f"size/{side}", None) for side in ("height", "width")]
+        size = _checked_size(f"{file}: '{name}'", path, *(each or None for each in declared))  # some tools write 0
+        entries.append(Entry(path, size, list(_voc_boxes(file, root))))
+    _once(f"{folder}: pictures", (str(entry.path) for entry in entries), "has more than one .xml file")
+    names = sorted({box.name for entry in entries for box in entry.boxes})
+    return BoxSet(entries, {name: number for number, name in enumerate(names)})
+
+
+def _voc_boxes(file: Path, root: ElementTree.Element) -> Iterator[Box]:
+    for number, each in enumerate(root.findall("object"), 1):
+        where = f"{file}: object {number}"
+        if not (name := each.findtext("name", "").strip()):
+            raise InputError(f"{where} has no name; mend it")
+        x1, y1, x2, y2 = (_number(where, each, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+        yield Box(name, (x1 - 1, y1 - 1, x2, y2), each.findtext("difficult", "0").strip() == "1", where)
+
+
+def _number(where: object, element: ElementTree.Element, path: str, *default: float | None) -> Any:
+    text = element.findtext(path)
+    if text is None and default:
+        return default[0]
+    try:
+        return float(text or "")
+    except ValueError:
+        raise InputError(f"{where}: <{path.replace('/', '><')}> holds {text!r} and not a number; mend it") from None
+
+
+def _read_yolo(folder: Path, images: Sequence[Path], names: Sequence[str] | None) -> BoxSet:
+    """YOLO: a line is class, then centre x, centre y, width, height, or x and y of a polygon's corners, as shares."""
+    labels = [_label_file(image) for image in images]
+    _once(f"{folder}: label files", map(str, labels), "belongs to more than one picture")
+    found = _yolo_names(folder, {label.parent for label in labels})
+    if found is None and names is None:
+        raise InputError(f"{folder}: no names of the classes in {' or '.join(NAMES_FILES)}, there or above; add one")
+    numbered = found or dict(enumerate(names or ()))
+    for place in {label.parent for label in labels if "images" in _parts(images[0])}:
+        for orphan in sorted(set(_visible(place, ".txt")) - set(labels)):
+            if orphan.name not in NAMES_FILES:
+                raise InputError(f"{orphan}: there is no picture for this label file; put it there or remove the file")
+    entries = []
+    for image, label in zip(images, labels, strict=True):
+        size = _checked_size(str(image), image)
+        lines = label.read_text("utf-8-sig").splitlines() if label.is_file() else []
+        rows = ((f"{label}:{number}", line.split()) for number, line in enumerate(lines, 1))
+        entries.append(Entry(image, size, [_yolo_box(where, row, size, numbered) for where, row in rows if row]))
+    _once(f"{folder}: classes", numbered.values(), "are two classes of one name")
+    return BoxSet(entries, {name: number for number, name in numbered.items()})
+
+
+def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapping[int, str]) -> Box:
+    try:
+        number, *values = map(float, row)
+    except ValueError:
+        number, values = math.nan, []
+    if not all(map(math.isfinite, (number, *values))):
+        raise InputError(f"{where}: '{' '.join(row)[:80]}' holds what is no finite number; mend the line")
+    if number not in names:
+        raise InputError(f"{where}: class {row[0]} has no name among {dict(names)}; mend the line or the names")
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise InputError(f"{where}: {len(row)} numbers are neither a class and a box (5) nor a polygon; mend the line")
+    if len(values) == 4:
+        x, y, width, height = values
+        shares = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    else:
+        xs, ys = values[0::2], values[1::2]
+        shares = (min(xs), min(ys), max(xs), max(ys))
+    if max(map(abs, shares)) > 2:
+        raise InputError(f"{where}: coordinates are shares of the picture, from 0 to 1, and not pixels; mend the line")
+    corners = (shares[0] * size[1], shares[1] * size[0], shares[2] * size[1], shares[3] * size[0])
+    return Box(names[int(number)], corners, False, where)
+
+
+def _yolo_names(folder: Path, labels: Iterable[Path]) -> dict[int, str] | None:
+    """{class number: name} of the nearest file of names."""
+    absolute = folder.resolve()
+    for place in (absolute, *sorted(labels), *absolute.parents[:2]):
+        for file in (place / name for name in NAMES_FILES if (place / name).is_file()):
+            if file.suffix not in (".yaml", ".yml"):
+                return dict(
+                    enumerate(line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip())
+                )
+            try:
+                data = yaml.safe_load(file.read_text("utf-8-sig"))
+            except yaml.YAMLError as error:
+                raise InputError(f"{file}: this is no YAML ({' '.join(str(error).split())}); mend it") from None
+            names = data.get("names") if isinstance(data, dict) else None
+            pairs = dict(enumerate(names)) if isinstance(names, list) else names
+            if not isinstance(pairs, dict) or not all(isinstance(number, int) for number in pairs):
+                raise InputError(f"{file}: 'names' must be a list of names, or number: name; mend it")
+            return {number: str(name) for number, name in pairs.items()}
+    return None
+
+
+def _label_file(image: Path) -> Path:
+    """Where YOLO's tools look for the labels: `labels` in place of the last `images` in the path, else beside."""
+    parts = _parts(image)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts, f"{image.stem}.txt")
+
+
+def _parts(image: Path) -> list[str]:
+    return list(image.parent.parts)
+
+
+def _checked_size(where: str, path: Path, height: float | None = None, width: float | None = None) -> tuple[int, int]:
+    """The (height, width) of the upright picture, which must be those of the annotations, where these have some."""
+    try:
+        with Image.open(path) as image:
+            stored, orientation = (image.height, image.width), image.getexif().get(ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: this is no picture that can be read ({error}); mend or remove it") from None
+    size = stored[::-1] if orientation in TURNED else stored
+    if height is None or width is None or (height, width) == size:
+        return size
+    how = f"is {size[1]} x {size[0]}: mend the annotations"
+    if [height, width] == list(stored):
+        how = (
+            f"is shown turned, {size[1]} x {size[0]}, as its EXIF orientation asks: boxes must be of the turned picture"
+        )
+    raise InputError(f"{where} is said to be {width:g} x {height:g} pixels (width x height), but the picture {how}")
+
+
+def _once(what: str, values: Iterable[Any], problem: str) -> None:
+    value, count = next(iter(Counter(values).most_common(1)), (None, 0))
+    if count > 1:
+        raise InputError(f"{what}: {value!r} {problem}; mend that")
+
+
+def _visible(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder with that suffix, sorted, without hidden ones (as macOS adds to archives)."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == suffix and not p.name.startswith("."))
+
+
+def _pictures(folder: Path, deep: bool = True) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())

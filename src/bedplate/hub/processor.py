@@ -1,0 +1,137 @@
+"""preprocessor_config.json: how a picture comes to be what a model reads, in the form of `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from bedplate.data.images import Source, decode, fit, to_pixels
+from bedplate.errors import InputError
+from bedplate.hub.folder import read_json
+from bedplate.tasks.pixels import normalize
+
+FILE = "preprocessor_config.json"
+HALVES = (0.5, 0.5, 0.5)
+BILINEAR = 2  # PIL's number
+Fit = Literal["stretch", "cover", "letterbox"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessor:
+    """What is done to a picture before a network: brought to `size`, scaled to 0..1, less `mean`, over `std`.
+
+    Attributes:
+        size: (height, width) in pixels.
+        fit: "stretch", as ViT's processors of `transformers` do; "cover", cut; "letterbox", padded with grey.
+        flip: whether predictions are the mean of a picture's and its mirror image's.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = HALVES
+    std: tuple[float, ...] = HALVES
+    fit: Fit = "stretch"
+    flip: bool = False
+
+    def pixels(self, images: Sequence[Source], where: Sequence[str] | None = None) -> Tensor:
+        """Pictures (paths, bytes, PIL images or arrays) as uint8 `(B, 3, H, W)`.
+
+        Raises:
+            InputError: one is no picture, by the name that `where` gives it.
+        """
+        names = where or [str(image) if isinstance(image, str | Path) else f"image {n}" for n, image in _count(images)]
+        rows = [
+            to_pixels(fit(decode(image, name, self.size), *self.size, self.fit))
+            for image, name in zip(images, names, strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, 3, *self.size, dtype=torch.uint8)
+
+    def __call__(self, images: Sequence[Source]) -> Tensor:
+        """Pictures as the network reads them, fp32 `(B, 3, H, W)`."""
+        return self.normalize(self.pixels(images))
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Stored pixels `(B, 3, H, W)` as the network reads them."""
+        return normalize(pixels, self.mean, self.std)
+
+    def boxes_on(self, image: Image, boxes: Tensor) -> Tensor:
+        """Boxes `(M, 4)`, x1 y1 x2 y2 in pixels of the network's canvas, in pixels of the picture, within its edges."""
+        height, width = self.size
+        across, down = image.width / width, image.height / height
+        if self.fit == "letterbox":
+            across = down = max(across, down)
+        elif self.fit == "cover":
+            raise InputError("a detector's pictures are stretched or letterboxed, not cut (fit=cover)")
+        edges = torch.tensor([image.width, image.height] * 2, dtype=boxes.dtype)
+        return (boxes * torch.tensor([across, down] * 2)).clamp(min=0).minimum(edges)
+
+    @staticmethod
+    def of(values: Mapping[str, Any], size: tuple[int, int], where: str = FILE) -> ImageProcessor:
+        """The processor of a file's values; `size` is the model's, which pictures are brought to.
+
+        Raises:
+            InputError: a processor that does something else with a picture.
+        """
+        kind = values.get("image_processor_type", values.get("feature_extractor_type", "ViTImageProcessor"))
+        for key in ("do_resize", "do_rescale", "do_normalize"):
+            if values.get(key, True) is not True:
+                raise InputError(f"{where}: {key}={values[key]!r} is not supported; this model's pictures need {key}")
+        if (resample := values.get("resample", BILINEAR)) not in (BILINEAR, None):
+            raise InputError(f"{where}: resample={resample!r} is not supported; supported: {BILINEAR} (bilinear)")
+        if abs(values.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            raise InputError(f"{where}: rescale_factor={values['rescale_factor']!r} is not supported; supported: 1/255")
+        given = _size(values.get("crop_size") if values.get("do_center_crop") else values.get("size"))
+        if given is not None and given != size:
+            raise InputError(
+                f"{where}: pictures are brought to {given[0]}x{given[1]}, and the model in config.json reads "
+                f"{size[0]}x{size[1]}; make them agree"
+            )
+        way: Any = values.get("fit") or ("cover" if values.get("do_center_crop") else "stretch")
+        if way not in ("stretch", "cover", "letterbox"):
+            raise InputError(f"{where}: fit={way!r} of a {kind} is not supported; supported: stretch, cover, letterbox")
+        mean, std = (tuple(map(float, values.get(key) or HALVES)) for key in ("image_mean", "image_std"))
+        return ImageProcessor(size, mean, std, way, bool(values.get("test_time_flip", False)))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The file's values; a way to fit that `transformers` does not have is a type that it does not have either."""
+        height, width = self.size
+        values: dict[str, Any] = {
+            "image_processor_type": "ViTImageProcessor" if self.fit == "stretch" else "BedplateImageProcessor",
+            "do_resize": True,
+            "size": {"height": height, "width": width},
+            "resample": BILINEAR,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        if self.fit != "stretch":
+            values["fit"] = self.fit
+        return values | ({"test_time_flip": True} if self.flip else {})
+
+
+def read_processor(directory: Path, size: tuple[int, int]) -> ImageProcessor:
+    """That of a model directory; one without the file is read with ViT's own settings."""
+    file = directory / FILE
+    return ImageProcessor.of(read_json(file), size, str(file)) if file.is_file() else ImageProcessor(size)
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, Mapping):
+        return None
+    if "shortest_edge" in value:
+        return int(value["shortest_edge"]), int(value["shortest_edge"])
+    return (int(value["height"]), int(value["width"])) if {"height", "width"} <= value.keys() else None
+
+
+def _count(images: Sequence[Any]) -> list[tuple[int, Any]]:
+    return list(enumerate(images, 1))

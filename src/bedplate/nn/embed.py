@@ -1,0 +1,105 @@
+"""From pixels to tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Stem = Literal["patch", "conv"]
+
+
+class PatchEmbed(nn.Module):
+    """One linear product of each patch's pixels (arXiv 2010.11929, equation 1): `(B, C, H, W) -> (B, N, D)`.
+
+    Patches come row by row. The weight is kept as a convolution's, `(D, C, P, P)`, as in `transformers`.
+    """
+
+    def __init__(self, num_channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = nn.Conv2d(num_channels, hidden_size, patch_size, stride=patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # As a product of rows: on the CPU it takes half the time of a convolution whose stride is its size.
+        return F.linear(patchify(pixels, self.patch_size), self.projection.weight.flatten(1), self.projection.bias)
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions of stride 2 down to the patch grid, then a linear product (arXiv 2106.14881, figure 1).
+
+    Its patches see over their borders, which spares small networks on little data the learning of edges. Widths double
+    up to half of D; a norm of each convolution's whole output keeps examples independent of their batch.
+    """
+
+    def __init__(self, num_channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        depth = int(math.log2(patch_size))
+        assert patch_size == 2**depth, "a stem of stride 2 needs a power of two"
+        layers: list[nn.Module] = []
+        inner = num_channels
+        for level in range(depth):
+            width = max(8, hidden_size // 2 ** (depth - level))
+            layers += [nn.Conv2d(inner, width, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, width), nn.GELU()]
+            inner = width
+        self.layers = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(inner, hidden_size, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.layers(pixels).flatten(2).transpose(1, 2)
+        return F.linear(x, self.projection.weight.flatten(1), self.projection.bias)
+
+
+def make_stem(stem: Stem, num_channels: int, patch_size: int, hidden_size: int) -> PatchEmbed | ConvStem:
+    """What turns an image into the tokens of a trunk."""
+    return (PatchEmbed if stem == "patch" else ConvStem)(num_channels, patch_size, hidden_size)
+
+
+def patchify(pixels: Tensor, patch_size: int) -> Tensor:
+    """`(B, C, H, W)` as rows of patches `(B, N, C P P)`, the values of each in the order (C, P, P)."""
+    b, c, height, width = pixels.shape
+    p = patch_size
+    blocks = pixels.reshape(b, c, height // p, p, width // p, p)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(b, (height // p) * (width // p), c * p * p)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
+    """The inverse of `patchify`: `(B, N, C P P)` of a grid of (rows, columns) to `(B, C, H, W)`."""
+    b, _, values = patches.shape
+    (rows, columns), p = grid, patch_size
+    blocks = patches.reshape(b, rows, columns, values // p**2, p, p)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, values // p**2, rows * p, columns * p)
+
+
+def sincos_positions(grid: tuple[int, int], hidden_size: int) -> Tensor:
+    """Fixed positions `(1, 1 + N, D)` of a class token, whose are zero, and of a grid of (rows, columns).
+
+    A quarter of D each for sine and cosine of the column, then of the row, at wavelengths from 2 pi to 10,000 * 2 pi:
+    those of MoCo v3 (arXiv 2104.02057, section 5) and MAE.
+    """
+    if hidden_size % 4:
+        raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 for positions in two dimensions")
+    quarter = hidden_size // 4
+    frequencies = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
+    )
+    parts = []
+    for place in (columns, rows):
+        angles = place.reshape(-1, 1) * frequencies
+        parts += [angles.sin(), angles.cos()]
+    table = torch.cat(parts, 1).float()
+    return torch.cat([torch.zeros(1, hidden_size), table])[None]
+
+
+def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions `(1, 1 + N, D)` of a grid for another, bicubic as in `transformers`; the class token keeps its own."""
+    if old == new:
+        return positions
+    first, table = positions[:, :1], positions[:, 1:]
+    image = table.reshape(1, *old, -1).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(image, size=new, mode="bicubic", align_corners=False)
+    return torch.cat([first, resized.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)], 1)

@@ -1,0 +1,218 @@
+"""What a recipe of images may say: pre-training without labels, classification and detection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.recipe.schema import Count, LoopRecipe, Number, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
+
+Fit = Literal["stretch", "cover", "letterbox"]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+class VisionModelRecipe(Strict):
+    """The network, in the names of `transformers` config files. With a base, only the last three may be given."""
+
+    preset: Literal["vit"] = "vit"
+    """architecture; plain directories of it load in `transformers` as ViT"""
+    patch_size: Positive = 4
+    """side of a patch in pixels"""
+    hidden_size: Positive = 192
+    """width of the residual stream"""
+    num_hidden_layers: Positive = 6
+    """number of blocks"""
+    num_attention_heads: Positive = 3
+    """heads of a block"""
+    intermediate_size: Positive | None = None
+    """inner width of the MLP (default: 4 hidden sizes)"""
+    stem: Literal["patch", "conv"] = "patch"
+    """patch: a linear product of each patch, ViT's own; conv: 3x3 convolutions of stride 2 (not in `transformers`)"""
+    image_size: Positive | list[Positive] | None = None
+    """side of the square, or [height, width], in pixels (default: the base's, else 32)"""
+    pooling: Literal["cls", "mean"] | None = None
+    """classify_images: what is scored: the class token, or the mean of the patches (default: the base's, else cls)"""
+    dropout: Share = 0.0
+    """dropout on embeddings, attention and residual branches"""
+
+    @field_validator("image_size")
+    @classmethod
+    def _two_sides(cls, value: int | list[int] | None) -> int | list[int] | None:
+        if isinstance(value, list) and len(value) != 2:
+            raise ValueError(f"model.image_size={value}: give one side in pixels, or [height, width]")
+        return value
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width)."""
+        side = self.image_size
+        return None if side is None else (side, side) if isinstance(side, int) else (side[0], side[1])
+
+
+class DecoderRecipe(Strict):
+    """mae: the small network that draws hidden patches, and is left behind afterwards."""
+
+    hidden_size: Positive = 96
+    """its width"""
+    num_hidden_layers: Positive = 2
+    """its blocks"""
+    num_attention_heads: Positive = 3
+    """heads of a block"""
+
+
+class VisionDataRecipe(Strict):
+    """Pictures: where they are, and which are held out."""
+
+    path: list[str]
+    """a folder of pictures (for classes one folder each), csv, jsonl, parquet, WebDataset tar, IDX or hf:org/name;
+    detect: COCO, VOC or YOLO annotations with their pictures; a string or a list"""
+    image: str | None = None
+    """column of the picture or its path (default: guessed, and printed)"""
+    label: str | None = None
+    """classify_images: column of the label (default: guessed, and printed)"""
+    val_path: list[str] | None = None
+    """pictures that choose the best epoch; without it val_fraction is held out"""
+    val_fraction: Share = 0.1
+    """share of pictures held out, of each class alike"""
+    test_path: list[str] | None = None
+    """pictures that are scored once, at the end; equal ones are not trained on"""
+    labels: Positive | None = None
+    """classify_images: train on so many pictures, of each class alike (default: all)"""
+    fit: Fit | None = None
+    """how a picture comes to the model's size: stretched, cropped so that it covers, or with grey borders (default: the
+    base's, else stretch; detect: letterbox)"""
+    store: Positive | None = None
+    """side in pixels at which pictures are kept for training, larger than the model's where crops need room"""
+    workers: Positive | None = None
+    """processes that decode (default: the cores that this process may use)"""
+    cache: Path | None = None
+    """folder of decoded pictures (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
+
+    @field_validator("path", "val_path", "test_path", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return [str(value)] if isinstance(value, str | Path) else value
+
+
+class AugmentRecipe(Strict):
+    """What training shows of a picture; each is done on the training device, a batch at a time."""
+
+    flip: bool = True
+    """mirror every other picture"""
+    shift: Count = 0
+    """greatest shift each way in pixels"""
+    crop_scale: Pair | None = None
+    """least and greatest share of a picture's area that a crop shows"""
+    colour: Share = 0.0
+    """range of the factors of brightness, contrast and saturation"""
+    randaugment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """[operations, magnitude 0..10] of RandAugment"""
+    erasing: Share = 0.0
+    """probability that a rectangle is filled with noise"""
+    mixup: Annotated[float, Field(ge=0), Number] = 0.0
+    """classify_images: parameter of mixup's Beta distribution"""
+    cutmix: Annotated[float, Field(ge=0), Number] = 0.0
+    """classify_images: parameter of CutMix's Beta distribution"""
+    scale: Pair | None = None
+    """detect: least and greatest factor on a picture's size"""
+
+
+class VisionObjectiveRecipe(Strict):
+    """What is learnt."""
+
+    mask_ratio: Annotated[float, Field(gt=0, lt=1), Number] = 0.75
+    """mae: share of the patches that are hidden"""
+    norm_pix_loss: bool = True
+    """mae: each hidden patch is drawn with its own mean and deviation taken out"""
+    label_smoothing: Share = 0.0
+    """classify_images: share of the target that all classes share"""
+
+
+class DetectorRecipe(Strict):
+    """detect: what finds objects in the trunk's map."""
+
+    head: Literal["dense", "set"] = "dense"
+    """dense: a score and a box at every place (FCOS); set: queries that name one object each (DETR)"""
+
+
+class VisionTrainRecipe(LoopRecipe):
+    """The loop: it ends with `steps` or with `epochs`, whichever is first."""
+
+    steps: Positive | None = None
+    """optimizer steps (default: as many as `epochs` are)"""
+    epochs: Rate | None = 10.0
+    """passes over the pictures"""
+    batch_size: Positive = 128
+    """pictures a step"""
+
+
+class VisionOptimizerRecipe(OptimizerRecipe):
+    """How weights follow gradients."""
+
+    learning_rate: Rate = 2e-3
+    """AdamW's peak learning rate"""
+    muon_learning_rate: Rate = 0.01
+    """Muon's peak learning rate"""
+
+
+class VisionEvaluateRecipe(Strict):
+    """What is measured on held-out pictures while training."""
+
+    every: Positive | None = None
+    """steps between evaluations (default: an epoch)"""
+    metric: str | None = None
+    """the metric whose best checkpoint is kept (default: accuracy; map_50 of a detector; loss of mae)"""
+    patience: Positive | None = None
+    """evaluations without a better value after which training stops (null: never)"""
+    flip: bool = False
+    """classify_images: the mean of a picture's scores and its mirror image's, here and whenever the model predicts"""
+
+
+class VisionRecipe(RunRecipe):
+    """Pre-training or fine-tuning on images."""
+
+    task: Literal["mae", "classify_images", "detect"]
+    """what is learnt: `mae`, hidden patches of pictures without labels; `classify_images`, the label of a picture;
+    `detect`, boxes and their labels"""
+    base: str | None = None
+    """the pre-trained vision model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME (null: from scratch)"""
+    model: VisionModelRecipe = Field(default_factory=VisionModelRecipe)
+    decoder: DecoderRecipe = Field(default_factory=DecoderRecipe)
+    detector: DetectorRecipe = Field(default_factory=DetectorRecipe)
+    data: VisionDataRecipe
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    objective: VisionObjectiveRecipe = Field(default_factory=VisionObjectiveRecipe)
+    train: VisionTrainRecipe = Field(default_factory=VisionTrainRecipe)
+    optimizer: VisionOptimizerRecipe = Field(default_factory=VisionOptimizerRecipe)
+    evaluate: VisionEvaluateRecipe = Field(default_factory=VisionEvaluateRecipe)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> VisionRecipe:
+        if self.train.steps is None and self.train.epochs is None:
+            raise ValueError("train.steps and train.epochs are both null; give one of them")
+        if self.base is not None:
+            own = self.model.model_fields_set & NETWORK
+            if name := next((n for n in sorted(own) if getattr(self.model, n) != _default(n)), None):
+                raise ValueError(f"base={self.base} brings its own network; leave model.{name} out, or base")
+        for section, task in (("decoder", "mae"), ("detector", "detect")):
+            if self.task != task and getattr(self, section) != type(getattr(self, section))():
+                raise ValueError(f"{section} is for task: {task}, not for {self.task}")
+        if self.task != "classify_images":
+            for key in ("mixup", "cutmix"):
+                if getattr(self.augment, key):
+                    raise ValueError(f"augment.{key} mixes labels: it is for task: classify_images, not {self.task}")
+            if self.data.labels or self.objective.label_smoothing or self.evaluate.flip:
+                raise ValueError(
+                    "data.labels, objective.label_smoothing and evaluate.flip are for task: classify_images, "
+                    f"not {self.task}"
+                )
+        return self
+
+
+NETWORK = frozenset(VisionModelRecipe.model_fields) - {"preset", "image_size", "pooling", "dropout"}
+
+
+def _default(name: str) -> object:
+    return VisionModelRecipe.model_fields[name].default
