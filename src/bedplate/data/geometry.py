@@ -1,4 +1,4 @@
-"""Where pixels go: windows cut out and resampled, shifts and flips, and the boxes that move with them; batches on one device.
+"""Where pixels go: windows cut out and resampled, shifts, flips, and the boxes that move with them; by batches.
 
 A window is the part of a picture that an output shows: (x1, y1, x2, y2) in pixels of the input, at any place and of any
 size, with x1 > x2 where it is mirrored. Crops, flips, shifts and changes of scale are all windows, so pixels are
@@ -30,41 +30,50 @@ def whole_windows(count: int, size: Size, device: torch.device) -> Tensor:
     return torch.stack([zeros, zeros, zeros + width, zeros + height], 1)
 
 
+def quarters(count: int, size: Size, device: torch.device) -> list[Tensor]:
+    """Frames (count, 4) of the four parts of canvases of this size that meet at random whole pixels near the middle."""
+    bottom, right = (torch.full((count,), side, device=device, dtype=torch.float32) for side in size)
+    x = (uniform(count, 0.3, 0.7, device) * size[1]).round()
+    y = (uniform(count, 0.3, 0.7, device) * size[0]).round()
+    zero = torch.zeros_like(x)
+    ends = (zero, zero, x, y), (x, zero, right, y), (zero, y, x, bottom), (x, y, right, bottom)
+    return [torch.stack(each, 1) for each in ends]
+
+
 def random_crops(
     count: int, size: Size, scale: tuple[float, float], ratio: tuple[float, float], device: torch.device
 ) -> Tensor:
     """Windows (count, 4) of random area, shape and place inside pictures of this size: the "Inception" crop.
 
     The area's share is uniform in `scale` and the place uniform. The logarithm of width / height is uniform in `ratio`,
-    but limited to shapes that fit with that area, where Szegedy et al. 2014 (arXiv 1409.4842, section 6) and torchvision
-    draw again: so every area comes out as drawn, and there is no loop.
+    but limited to shapes that fit with that area, where Szegedy et al. 2014 (arXiv 1409.4842, section 6) and
+    torchvision draw again: so every area comes out as drawn, and there is no loop.
     """
     height, width = size
     share = uniform(count, *scale, device=device)
-    # Shape relative to the picture's own: sides are sqrt(share * shape) of its width and sqrt(share / shape) of its height.
-    low = (ratio[0] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
-    high = (ratio[1] * height / width * torch.ones_like(share)).clamp(share, 1 / share)
-    shape = low * (high / low) ** torch.rand(count, device=device)
-    wide, high = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
-    left, top = torch.rand(count, device=device) * (width - wide), torch.rand(count, device=device) * (height - high)
-    return torch.stack([left, top, left + wide, top + high], 1)
+    # The shape is relative to the picture's own: sides are sqrt(share * shape) and sqrt(share / shape) of its sides.
+    least, most = ((bound * height / width * torch.ones_like(share)).clamp(share, 1 / share) for bound in ratio)
+    shape = least * (most / least) ** torch.rand(count, device=device)
+    wide, tall = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
+    return _placed(wide, tall, size)
 
 
-def random_scales(count: int, source: Size, size: Size, scale: tuple[float, float], device: torch.device) -> Tensor:
-    """Windows (count, 4) of scale jitter with a random place: pictures of `source` that show on a canvas of `size`.
+def random_scales(frames: Tensor, source: Size, fit: float | Tensor, scale: tuple[float, float]) -> Tensor:
+    """Windows (B, 4) of scale jitter: what of pictures of size `source` is shown in each of the `frames` (B, 4).
 
-    At scale 1 the picture just fits into the canvas. A larger one is cropped at random, a smaller one lies at a random
-    place with nothing around it (Ghiasi et al. 2020, arXiv 2012.07177, where `scale` is 0.1 to 2.0; they draw uniformly
-    too, and pad on the right and below).
+    The zoom is uniform in `scale` times `fit`. A picture larger than its frame is cropped at random, a smaller one lies
+    in it at a random place (Ghiasi et al. 2020, arXiv 2012.07177, section 3: `scale` 0.8 to 1.25 is their standard
+    jitter, 0.1 to 2 their large-scale one).
     """
-    fit = min(size[0] / source[0], size[1] / source[1])
-    zoom = uniform(count, *scale, device=device) * fit
-    wide, high = size[1] / zoom, size[0] / zoom
-    left, top = (
-        torch.rand(count, device=device) * (source[1] - wide),
-        torch.rand(count, device=device) * (source[0] - high),
-    )
-    return torch.stack([left, top, left + wide, top + high], 1)
+    zoom = uniform(len(frames), *scale, device=frames.device) * fit
+    return _placed((frames[:, 2] - frames[:, 0]) / zoom, (frames[:, 3] - frames[:, 1]) / zoom, source)
+
+
+def _placed(wide: Tensor, tall: Tensor, size: Size) -> Tensor:
+    """Windows (B, 4) of these sides (B,) at a random place: within the picture, or around it where they are larger."""
+    left = torch.rand_like(wide) * (size[1] - wide)
+    top = torch.rand_like(tall) * (size[0] - tall)
+    return torch.stack([left, top, left + wide, top + tall], 1)
 
 
 def mirrored(windows: Tensor, which: Tensor) -> Tensor:
@@ -73,9 +82,7 @@ def mirrored(windows: Tensor, which: Tensor) -> Tensor:
     return torch.stack([torch.where(which, x2, x1), y1, torch.where(which, x1, x2), y2], 1)
 
 
-def resample(
-    pixels: Tensor, windows: Tensor, size: Size, fill: float = 0.0, frames: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def resample(pixels: Tensor, windows: Tensor, size: Size, frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Show a window of each picture, resized with a triangle filter that widens as it shrinks (so it does not alias).
 
     That is what Pillow's `Image.resize(size, BILINEAR, box=window)` computes. The filter is separable, so it is two
@@ -83,9 +90,9 @@ def resample(
 
     Args:
         pixels: uint8 (B, 3, H, W), or floats in 0..1.
-        windows: (B, 4) in pixels of the input; what lies outside the picture is `fill`.
+        windows: (B, 4) in pixels of the input; what lies outside the picture is black.
         size: (h, w) of the output.
-        frames: (B, 4) in pixels of the output: where each window is shown; the whole output if None. Outside it is `fill`.
+        frames: (B, 4) in pixels of the output: where each window is shown, black around it; all of it if None.
 
     Returns:
         (B, 3, h, w) float32 in 0..1, and what is picture there: (B, 1, h, w) of 0 and 1.
@@ -101,7 +108,7 @@ def resample(
         shown = pixels.float().reshape(batch, channels * height, width) @ across.transpose(1, 2)
         shown = down.unsqueeze(1) @ shown.view(batch, channels, height, to_width)
     covered = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1).float()
-    return (shown + fill * (1 - covered) if fill else shown), covered
+    return shown, covered
 
 
 def _filters(window: Tensor, frame: Tensor, source: int, target: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ def mix(pixels: Tensor, labels: Tensor, classes: int, mixup: float = 0.0, cutmix
     Mixup (Zhang et al. 2017, arXiv 1710.09412) blends the two with a weight from Beta(mixup, mixup). CutMix (Yun et al.
     2019, arXiv 1905.04899) puts a rectangle of the neighbour into the picture: centre uniform, share of the area 1 - a
     weight from Beta(cutmix, cutmix), cut at the edges; the labels' weight is the share that is left after that. Where
-    both are on, each picture takes one or the other by a coin. Each has its own weight, where the papers draw one a batch.
+    both are on, a coin decides for each picture. Each has its own weight, where the papers draw one a batch.
 
     Args:
         pixels: float32 (B, C, H, W). The neighbour is the picture before, so a batch must not be sorted.
@@ -51,8 +51,8 @@ def erase(pixels: Tensor, probability: float) -> Tensor:
     """Fill a rectangle of some pictures with noise: random erasing (Zhong et al. 2017, arXiv 1708.04896).
 
     The rectangle's share of the area is uniform in 0.02..0.4 and the logarithm of its height / width in the range of
-    0.3..1/0.3 (the paper's ranges); it lies inside the picture, and a side longer than the picture is cut. Each pixel of
-    it is uniform in 0..1 (the paper's best variant, "RE-R").
+    0.3..1/0.3 (the paper's ranges); it lies inside the picture, and a side longer than the picture is cut. Each value
+    in it is uniform in 0..1 (the paper's best variant, "RE-R").
 
     Args:
         pixels: floats (B, C, H, W) in 0..1.

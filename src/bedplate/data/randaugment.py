@@ -1,6 +1,7 @@
 """RandAugment of a batch, each picture by operations of its own; on one device."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,22 +17,22 @@ OPERATIONS = (
 )
 """The 14 operations of the paper, by the names that it and Pillow have."""
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
-_FIRST_MOVE = _NUMBER["rotate"]
+FIRST_CURVE, FIRST_BLEND, FIRST_MOVE = (_NUMBER[name] for name in ("brightness", "color", "rotate"))
 
 ENHANCEMENT = 0.9
 ROTATION = 30.0  # degrees
 SHEAR = 0.3
 TRANSLATION = 0.45  # of the side
 POSTERIZED_BITS = 4
-GREY = 128 / 255
+GREY = 128.0
 
 
 def randaugment(pixels: Tensor, operations: int, magnitude: float) -> Tensor:
     """Apply `operations` operations, each drawn for each picture alone, uniformly of the 14 (Cubuk et al. 2019).
 
-    arXiv 1909.13719, with the ranges of arXiv 1805.09501 (AutoAugment): at magnitude 10 factors of brightness, contrast,
-    color and sharpness are 0.1 or 1.9, a rotation is 30 degrees, a shear 0.3, a translation 0.45 of the side, values keep
-    4 bits, and all of them are inverted by solarize. Signs are random. Moves uncover grey.
+    arXiv 1909.13719, with the ranges of arXiv 1805.09501 (AutoAugment): at magnitude 10 the factors of brightness,
+    contrast, color and sharpness are 0.1 or 1.9, a rotation is 30 degrees, a shear 0.3, a translation 0.45 of the side;
+    posterize keeps 4 bits and solarize inverts everything. Signs are random. Moves uncover grey.
 
     Args:
         pixels: float32 (B, 3, H, W) in 0..1.
@@ -47,14 +48,35 @@ def randaugment(pixels: Tensor, operations: int, magnitude: float) -> Tensor:
 def apply(pixels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
     """Apply to each picture the operation `which` (B,), a number into `OPERATIONS`, with `strength` (B,) in -1..1.
 
-    Values are rounded to those of 8 bits, of which curves are then tables. What all pictures need is computed for all:
-    one table, one blend and one affine sampling, whichever the operations are, so that nothing depends on how many
-    pictures drew one.
+    Values are rounded to 8 bits, so that curves are tables of 256. Each of the three kinds of operations is one
+    computation for all of its kind: a table, a blend, an affine sampling.
+
+    Args:
+        pixels: float32 (B, 3, H, W) in 0..1.
+
+    Returns:
+        (B, 3, H, W) float32 in 0..1.
     """
     levels = (pixels * 255).round_().clamp_(0, 255)
-    levels = _curved(levels, which, strength)
-    levels = _blended(levels, which, strength)
-    return _moved(levels / 255, which, strength)
+    levels = _where((which >= FIRST_CURVE) & (which < FIRST_BLEND), _curved, levels, which, strength)
+    levels = _where((which >= FIRST_BLEND) & (which < FIRST_MOVE), _blended, levels, which, strength)
+    return _where(which >= FIRST_MOVE, _moved, levels, which, strength) / 255
+
+
+def _where(
+    needed: Tensor, change: Callable[[Tensor, Tensor, Tensor], Tensor], levels: Tensor, which: Tensor, strength: Tensor
+) -> Tensor:
+    """`change(levels, which, strength)` of the pictures that need it.
+
+    On the CPU only those are computed. An accelerator computes all and takes what is needed: to ask how many there are
+    would be to wait for it.
+    """
+    if levels.device.type != "cpu":
+        return torch.where(needed.view(-1, 1, 1, 1), change(levels, which, strength), levels)
+    rows = needed.nonzero().squeeze(1)
+    if len(rows):
+        levels[rows] = change(levels[rows], which[rows], strength[rows])
+    return levels
 
 
 def _is(which: Tensor, name: str, ndim: int = 1) -> Tensor:
@@ -108,16 +130,15 @@ def _blended(levels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
     grey = (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]).round_().unsqueeze(1)
     around = F.avg_pool2d(levels, 3, stride=1, padding=1, count_include_pad=False)
     smooth = ((around * 9 + levels * 4) / 13).round_()  # Pillow's kernel: 5 in the middle, 1 around it
-    is_colour, is_sharpness = _is(which, "color", 4), _is(which, "sharpness", 4)
-    factor = torch.where(is_colour | is_sharpness, (1 + ENHANCEMENT * strength).view(-1, 1, 1, 1), 1.0)
-    return torch.lerp(torch.where(is_sharpness, smooth, grey), levels, factor).clamp_(0, 255)
+    factor = (1 + ENHANCEMENT * strength).view(-1, 1, 1, 1)
+    return torch.lerp(torch.where(_is(which, "sharpness", 4), smooth, grey), levels, factor).clamp_(0, 255)
 
 
-def _moved(pixels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
+def _moved(levels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
     """Rotate, shear or translate about the middle, sampled bilinearly, with grey around."""
-    height, width = pixels.shape[2:]
+    height, width = levels.shape[2:]
     angle = torch.where(_is(which, "rotate"), strength * math.radians(ROTATION), 0.0)
-    # Coordinates of affine_grid run from -1 to 1 along both sides, so that what crosses from one to the other is scaled.
+    # Coordinates of affine_grid run from -1 to 1 along both sides: what crosses from one to the other is scaled.
     x_of_y = torch.where(_is(which, "shear-x"), strength * SHEAR, 0.0) - angle.sin()
     y_of_x = torch.where(_is(which, "shear-y"), strength * SHEAR, 0.0) + angle.sin()
     right = torch.where(_is(which, "translate-x"), strength * TRANSLATION * 2, 0.0)
@@ -125,6 +146,5 @@ def _moved(pixels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
     theta = torch.stack(
         [angle.cos(), x_of_y * (height / width), right, y_of_x * (width / height), angle.cos(), down], 1
     ).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels - GREY, grid, align_corners=False) + GREY
-    return torch.where((which >= _FIRST_MOVE).view(-1, 1, 1, 1), moved, pixels)
+    grid = F.affine_grid(theta, list(levels.shape), align_corners=False)
+    return F.grid_sample(levels - GREY, grid, align_corners=False) + GREY
