@@ -1,6 +1,5 @@
 """Texts with a label each: read from files with rows, split and sampled in proportion to the classes."""
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -9,35 +8,39 @@ from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bedplate.data import sources
 from bedplate.data.formats import missing_column
-from bedplate.data.order import keys, permute
+from bedplate.data.labels import (
+    LABEL_NAMES,
+    MAX_CLASSES,
+    SHORT,
+    as_label,
+    check_classes,
+    doubts,
+    first_named,
+    how_to_name,
+    listed,
+    sample_indices,
+    sorted_classes,
+    split_indices,
+    unknown_label,
+)
 from bedplate.data.sources import Paths, checked_text, shown
 from bedplate.errors import InputError
 
-MAX_CLASSES = 1000
 NAMED_ROWS = 100
 """First rows whose columns are taken for all (rows of JSON Lines need not hold the same)."""
-UNBALANCED = 10
-"""How often the most frequent label occurs for each time of the rarest, where that is said aloud."""
-SHORT = 40
-"""Longest label, in characters, of a column that is taken for the labels by its values."""
 
-# Names under which published data sets keep texts and labels, the clearest first; spaces and dashes count as "_".
+# Names under which published data sets keep texts, the clearest first.
 TEXT_NAMES = (
     *("text", "sentence", "review", "content", "comment", "tweet", "message", "body", "document", "utterance"),
     *("review_text", "comment_text", "tweet_text", "sms", "email", "post", "query", "question", "description"),
     *("headline", "title"),
 )
-LABEL_NAMES = (
-    *("label", "labels", "class", "category", "sentiment", "target", "intent", "topic", "emotion", "polarity"),
-    *("class_label", "class_index", "class_name", "label_text", "stance", "genre", "tag", "rating", "stars", "score"),
-)
 INDEX_NAME = re.compile(r"|(?i:unnamed.*|(.*[ _.-])?(id|ids|idx|index|uuid|key))|.*[a-z]I[dD]")
 KEY = re.compile(r"[!-~]*")  # one word of ASCII: no text by itself
-NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -64,25 +67,11 @@ class LabelledTexts:
     @property
     def classes(self) -> list[str]:
         """The distinct labels, sorted: as numbers where all of them are numbers."""
-        labels = set(self.labels)
-        numeric = all(NUMBER.fullmatch(label) for label in labels)
-        return sorted(labels, key=lambda label: (float(label) if numeric else 0.0, label))
+        return sorted_classes(self.labels)
 
     def doubts(self) -> list[str]:
         """What a person should know of the labels before they are learnt, as sentences."""
-        counts, spelt, found = Counter(self.labels), dict[str, list[str]](), []
-        for name in self.classes:
-            spelt.setdefault("".join(name.lower().split()), []).append(name)
-        for names in spelt.values():
-            if len(names) > 1:
-                found.append(f"{_listed(names)} are taken for different labels; are they spellings of one?")
-        rows = counts.most_common()
-        if rows[0][1] >= UNBALANCED * rows[-1][1]:
-            shown = [f"{name!r} {count:,}" for name, count in (rows if len(rows) <= 6 else [*rows[:3], *rows[-3:]])]
-            found.append(
-                f"The labels are unbalanced ({', '.join(shown)}): accuracy says little of rare ones, macro F1 more."
-            )
-        return found
+        return doubts(self.labels)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -121,7 +110,7 @@ def read_labelled(
     if column is None or label is None:
         column, label = _guess_columns(path, column, label)
     if column == label:
-        raise InputError(f"'{column}' cannot be both text and label: {_how_to_name('label')}")
+        raise InputError(f"'{column}' cannot be both text and label: {how_to_name('label')}")
     usable, dropped = _usable_rows(path, column, label, classes)
     rows = _without_repetitions(usable)
     if len(rows) < len(usable):
@@ -132,7 +121,7 @@ def read_labelled(
     texts, labels, places = map(list, zip(*rows, strict=True))
     data = LabelledTexts(texts, labels, places, column, label, dict(dropped))
     if classes is None:
-        _check_classes(data, shown(path))
+        check_classes(data.labels, data.label, shown(path))
     return data
 
 
@@ -144,17 +133,8 @@ def split_labelled(data: LabelledTexts, fraction: float, seed: int) -> tuple[Lab
     Raises:
         InputError: A fraction outside of (0, 1), or one that leaves either part fewer rows than there are classes.
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"fraction {fraction} is not in (0, 1): give the share of rows to hold out")
-    held, classes = round(fraction * len(data)), len(data.classes)
-    for count, part, change in ((held, "held out", "greater"), (len(data) - held, "left", "smaller")):
-        if count < classes:
-            raise InputError(
-                f"a fraction of {fraction} of {len(data)} rows gives {count} {part}, fewer than the {classes} classes: "
-                f"give a {change} fraction, or more rows"
-            )
-    order = _proportional_order(data, seed)
-    return data.select(np.sort(order[:-held])), data.select(np.sort(order[-held:]))
+    rest, held = split_indices(data.labels, fraction, seed)
+    return data.select(rest), data.select(held)
 
 
 def sample_labelled(data: LabelledTexts, count: int, seed: int) -> LabelledTexts:
@@ -165,27 +145,7 @@ def sample_labelled(data: LabelledTexts, count: int, seed: int) -> LabelledTexts
     Raises:
         InputError: More rows than there are, or fewer than classes.
     """
-    classes = len(data.classes)
-    if count > len(data):
-        raise InputError(f"cannot sample {count} of {len(data)} labelled rows: give {len(data)} or less, or more data")
-    if count < classes:
-        raise InputError(f"{count} labelled rows cannot hold each of {classes} classes: give {classes} or more")
-    return data.select(np.sort(_proportional_order(data, seed)[:count]))
-
-
-def _proportional_order(data: LabelledTexts, seed: int) -> NDArray[np.int64]:
-    """(n,) row numbers in an order of which every beginning holds the classes in the data's proportions.
-
-    One row of each class, then the apportionment of Webster: its shares never shrink as the whole grows, which those of
-    largest remainders may do (Balinski and Young 1982, "Fair Representation").
-    """
-    n = len(data)
-    shuffled = permute(np.arange(n), n, keys(seed))
-    codes = np.unique(np.array(data.labels, object), return_inverse=True)[1][shuffled]
-    counts = np.bincount(codes)
-    earlier = np.empty(n, np.int64)  # rows of the same class before each row
-    earlier[np.argsort(codes, kind="stable")] = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-    return shuffled[np.lexsort((codes, (earlier + 0.5) / counts[codes], earlier > 0))]
+    return data.select(sample_indices(data.labels, count, seed))
 
 
 class _Row(NamedTuple):
@@ -211,7 +171,7 @@ def _usable_rows(
         if column not in values:
             raise missing_column(source, column, values)
         text = "" if values[column] is None else checked_text(source, column, values[column]).strip()
-        row = _Row(text, _as_label(values.get(label), source, label), source)
+        row = _Row(text, as_label(values.get(label), source, label), source)
         if label in values:
             having.add(row.file)
         else:
@@ -221,33 +181,11 @@ def _usable_rows(
         elif known is None or row.label in known:
             rows.append(row)
         else:
-            near = {name.lower(): name for name in reversed(classes or ())}
-            match = difflib.get_close_matches(row.label.lower(), near, n=1)
-            hint = f" (did you mean {near[match[0]]!r}?)" if match else ""
-            raise InputError(
-                f"{source}: label '{row.label[:SHORT]}' is not among the known classes {_listed(classes or ())}{hint}; "
-                f"mend the row or leave it out"
-            )
+            raise unknown_label(row.label, classes or (), source)
     for file, values in lacking.items():
         if file not in having:
             raise missing_column(file, label, values)
     return rows, dropped
-
-
-def _as_label(value: object, source: str = "", name: str = "") -> str:
-    """The label that a value of column `name` stands for; "" where it stands for none."""
-    if isinstance(value, str):
-        return checked_text(source, name, value).strip()
-    if value is None or value != value:  # NaN: a missing number, as pandas writes it
-        return ""
-    if isinstance(value, bool | int):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    raise InputError(
-        f"{source}: '{name}' holds {str(value)[:SHORT]} ({type(value).__name__}), which is no class; "
-        f"mend the row, or {_how_to_name('label')}"
-    )
 
 
 def _without_repetitions(rows: list[_Row]) -> list[_Row]:
@@ -265,25 +203,14 @@ def _without_repetitions(rows: list[_Row]) -> list[_Row]:
     return kept
 
 
-def _check_classes(data: LabelledTexts, where: str) -> None:
-    classes = data.classes
-    if len(classes) > MAX_CLASSES or len(classes) == len(data) > 20:
-        raise InputError(
-            f"{where}: {len(classes):,} distinct labels in {len(data):,} rows: is '{data.label}' the label column? "
-            f"If not, {_how_to_name('label')}"
-        )
-    if len(classes) == 1:
-        raise InputError(f"{where}: every label in '{data.label}' is '{classes[0]}'; give rows of two classes or more")
-
-
 def _guess_columns(path: Paths, column: str | None, label: str | None) -> tuple[str, str]:
     """(column of the texts, column of the labels): by their names, else by their values."""
     first_rows = islice(sources.rows(path), NAMED_ROWS)
     names = list(dict.fromkeys(name for _, row in first_rows for name in row))
     if not names:
         raise InputError(f"{shown(path)}: no rows; give labelled texts")
-    column = column or _first_named(TEXT_NAMES, names, label)
-    label = label or _first_named(LABEL_NAMES, names, column)
+    column = column or first_named(TEXT_NAMES, names, label)
+    label = label or first_named(LABEL_NAMES, names, column)
     if column is not None and label is not None:
         return column, label
     profiles: dict[str, _Profile] = {}
@@ -324,7 +251,7 @@ class _Profile:
             self.only_strings = False
         if self.only_labels:
             try:
-                label = _as_label(value)
+                label = as_label(value)
             except InputError:
                 label = None
             self.only_labels = label is not None and len(label) <= SHORT and len(self.labels) <= MAX_CLASSES
@@ -341,25 +268,10 @@ class _Profile:
         return self.characters / self.values
 
 
-def _first_named(known: Sequence[str], names: Sequence[str], taken: str | None) -> str | None:
-    """The column whose name is the earliest among the known ones."""
-    spelt = {re.sub(r"[ -]", "_", name.strip().lower()): name for name in reversed(names) if name != taken}
-    return next((spelt[name] for name in known if name in spelt), None)
-
-
 def _undecided(path: Paths, key: str, names: Sequence[str], candidates: Sequence[str]) -> InputError:
     what = "the labels" if key == "label" else "the texts"
-    several = f", of which {_listed(candidates)} could be it" if candidates else ""
+    several = f", of which {listed(candidates)} could be it" if candidates else ""
     return InputError(
-        f"{shown(path)}: it is not clear which column holds {what}: present are {_listed(names)}{several}; "
-        f"{_how_to_name(key)}"
+        f"{shown(path)}: it is not clear which column holds {what}: present are {listed(names)}{several}; "
+        f"{how_to_name(key)}"
     )
-
-
-def _how_to_name(key: str) -> str:
-    return f"name the column: data.{key}=... in a recipe, --{key} on the command line"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(map(repr, names[:20])) + more
