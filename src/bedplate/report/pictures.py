@@ -166,7 +166,7 @@ def grid(
         below = captions[number] if captions else ""
         small = not isinstance(picture, str) and max(picture.size) <= SMALL
         style = ' class="pixels"' if small else ""
-        shown = f'<img{style} src="{escape(data_uri(picture))}" alt="{escape(below or caption)}">'
+        shown = f'<img{style} src="{escape(data_uri(picture))}" alt="{"" if below else escape(caption)}">'
         cells.append(f"<div>{shown}{f'<span>{escape(below)}</span>' if below else ''}</div>")
     track = f"repeat({columns}, 1fr)" if columns else f"repeat(auto-fill, minmax({wide}px, 1fr))"
     end = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
