@@ -199,7 +199,7 @@ def test_sizes_and_boxes_are_of_the_turned_picture(tmp_path: Path) -> None:
 def test_two_json_files_need_a_choice(tmp_path: Path) -> None:
     folder = coco(tmp_path, [])
     (folder / "other.json").write_text("{}")
-    with pytest.raises(InputError, match="2 .json files .*annotations.json, other.json"):
+    with pytest.raises(InputError, match=r"2 .json files .*annotations.json, other.json"):
         read_boxes(folder)
     assert len(read_boxes(folder / "annotations.json")) == 2
 

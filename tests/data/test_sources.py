@@ -207,14 +207,20 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         read(path)
 
 
+class FakeRows(list[dict[str, str]]):
+    def decode(self, enable: bool) -> "FakeRows":
+        assert not enable
+        return self
+
+
 class FakeHub(types.ModuleType):
     """Stands in for the `datasets` library, which needs the network."""
 
-    def load_dataset(self, name: str, config: str | None, *, split: str, streaming: bool) -> list[dict[str, str]]:
+    def load_dataset(self, name: str, config: str | None, *, split: str, streaming: bool) -> FakeRows:
         if name == "org/missing":
             raise FileNotFoundError("Dataset 'org/missing' doesn't exist")
         assert streaming
-        return [{"text": f"{name} {config} {split}"}]
+        return FakeRows([{"text": f"{name} {config} {split}"}])
 
     def load_dataset_builder(self, name: str, config: str | None) -> types.SimpleNamespace:
         return types.SimpleNamespace(hash="v1")

@@ -10,13 +10,16 @@ from typing import Any
 from bedplate.api.finetune_chat import ChatRun
 from bedplate.api.finetune_classify import ClassifyRun
 from bedplate.api.finetune_summarize import SummarizeRun
-from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
+from bedplate.api.vision import run_vision
+from bedplate.recipe import PICTURES, FinetuneRecipe, VisionRecipe, read_finetune_recipe, task_of
 
 
 def finetune(
-    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe, *overrides: str, resume: bool = False
+    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe | VisionRecipe, *overrides: str, resume: bool = False
 ) -> dict[str, Any]:
-    """Adapt a pre-trained model to a task as a recipe says: a classifier, a model that answers, or a summariser.
+    """Adapt a pre-trained model to a task as a recipe says.
+
+    Of text a classifier, a model that answers, or a summariser; of pictures a classifier or a detector.
 
     Args:
         recipe: a YAML file, or the same as a mapping.
@@ -31,6 +34,8 @@ def finetune(
         InputError: the recipe, the base or the examples are wrong, `out` exists, or the loss is not finite.
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
+    if isinstance(recipe, VisionRecipe) or task_of(recipe, overrides) in PICTURES:
+        return run_vision(recipe, overrides, resume=resume, verb="finetune")
     resolved = read_finetune_recipe(recipe, overrides)
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
     kinds: dict[str, type[ClassifyRun | SummarizeRun | ChatRun]] = {

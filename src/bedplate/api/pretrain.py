@@ -17,18 +17,20 @@ from bedplate.api.plan import check_metric, gpt_config, plan
 from bedplate.api.record import write_report
 from bedplate.api.run import Run
 from bedplate.api.tokenizer import train_on_text
+from bedplate.api.vision import run_vision
 from bedplate.data.documents import DocumentLoader, token_statistics
 from bedplate.data.loader import Batch, EvalLoader, Loader, TextLoader, prefetch
 from bedplate.data.masking import MaskedBatches, MaskedLoader, Masking
 from bedplate.data.shards import TextData
 from bedplate.data.text import prepare
 from bedplate.data.tokenizer import end_of_text_id, frame_texts, load_tokenizer, mask_id, vocabulary_size
+from bedplate.errors import InputError
 from bedplate.hub.config import config_to_hf
 from bedplate.hub.directory import save_directory
 from bedplate.hub.model import Model, load
 from bedplate.models.bert import MaskedLM, language_model
 from bedplate.models.gpt import GPT
-from bedplate.recipe import Recipe, read_recipe
+from bedplate.recipe import PICTURES, Recipe, VisionRecipe, read_recipe, task_of
 from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
@@ -37,9 +39,12 @@ from bedplate.train.loop import Data, Trainer
 
 
 def pretrain(
-    recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, resume: bool = False, dry_run: bool = False
+    recipe: str | Path | Mapping[str, Any] | Recipe | VisionRecipe,
+    *overrides: str,
+    resume: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Train a model on text as a recipe says, from scratch or from where a base stands.
+    """Train a model on text or pictures as a recipe says, from scratch or from where a base stands.
 
     Args:
         recipe: a YAML file, or the same as a mapping.
@@ -54,6 +59,10 @@ def pretrain(
         InputError: the recipe or the data is wrong, `out` exists, the disk is full, or the loss is not finite.
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
+    if isinstance(recipe, VisionRecipe) or task_of(recipe, overrides) in PICTURES:
+        if dry_run:
+            raise InputError("plans are of language models; a run on pictures says its parameters as it begins")
+        return run_vision(recipe, overrides, resume=resume, verb="pretrain")
     resolved = read_recipe(recipe, overrides)
     if dry_run:
         return plan(resolved, measure=False)

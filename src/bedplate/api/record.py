@@ -54,7 +54,7 @@ def write_report(
         sections: more (heading, blocks) for the page, placed before what to do next.
         commands: what to do next, in place of what one does with a pre-trained model.
     """
-    summary = _training_summary(out, record)
+    summary = training_summary(out, record)
     if "seconds" in summary and record["recipe"]["train"].get("sequence_length"):
         train = record["recipe"]["train"]
         summary["tokens"] = summary["steps"] * train["batch_size"] * train["sequence_length"]
@@ -71,8 +71,8 @@ def write_report(
         f"bedplate evaluate {out}/model --data YOUR_TEXT.txt",
         f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
     ]
-    page = run_report(_page_record(out, record, timings, summary, commands) | {"sections": sections})
-    return _write_page(out, page)
+    page = run_report(page_record(out, record, timings, summary, commands) | {"sections": sections})
+    return write_page(out, page)
 
 
 def write_finetune_report(out: Path, record: dict[str, Any], timings: dict[str, float]) -> Path:
@@ -82,33 +82,28 @@ def write_finetune_report(out: Path, record: dict[str, Any], timings: dict[str, 
         f"bedplate predict {out}/model --file YOUR_TEXTS.csv --json",
         f"bedplate evaluate {out}/model --data YOUR_LABELLED_TEXTS.csv",
     ]
-    page = _page_record(out, record, timings, _training_summary(out, record), commands)
+    page = page_record(out, record, timings, training_summary(out, record), commands)
     page |= {key: record[key] for key in ("classes", "test", "confusion", "mistakes") if key in record}
     page |= {"validation": record["metrics"], "data": record["data"][0]}
     if "confusion" in record:
         page["per_class"] = per_class(np.array(record["confusion"]))
-    return _write_page(out, finetune_report(page))
+    return write_page(out, finetune_report(page))
 
 
-def _training_summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
+def training_summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     """What training took, from the rows of metrics.jsonl."""
     trained = [row for row in read_rows(out / "metrics.jsonl") if "seconds" in row]
     seconds = sum(row["seconds"] for row in trained)
     summary: dict[str, Any] = {"parameters": record["parameters"], "steps": trained[-1]["step"] if trained else 0}
     if seconds:
-        summary |= {
-            "seconds": seconds,
-            **{
-                speed: sum(row[speed] * row["seconds"] for row in trained) / seconds
-                for speed in ("tokens_per_second", "images_per_second")
-                if speed in trained[0]
-            },
-            "mfu": sum(row["mfu"] * row["seconds"] for row in trained) / seconds,
-        }
+        summary["seconds"] = seconds
+        for key in ("tokens_per_second", "images_per_second", "mfu"):
+            if key in trained[0]:
+                summary[key] = sum(row[key] * row["seconds"] for row in trained) / seconds
     return summary
 
 
-def _page_record(
+def page_record(
     out: Path, record: dict[str, Any], timings: dict[str, float], summary: dict[str, Any], commands: Sequence[str]
 ) -> dict[str, Any]:
     return {
@@ -123,7 +118,7 @@ def _page_record(
     }
 
 
-def _write_page(out: Path, page: str) -> Path:
+def write_page(out: Path, page: str) -> Path:
     path = out / "report.html"
     path.write_text(page, "utf-8")
     return path

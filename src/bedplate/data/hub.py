@@ -19,7 +19,7 @@ def hub_rows(name: str, columns: Columns) -> Rows:
     datasets, dataset, config, split = _hub(name)
     try:
         rows = datasets.load_dataset(dataset, config, split=split, streaming=True)
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(rows.decode(False), 1):  # pictures stay the bytes that they are
             yield number, wanted(row, columns, name, number)
     except InputError:
         raise
@@ -34,6 +34,16 @@ def hub_fingerprint(name: str) -> str:
         return str(getattr(datasets.load_dataset_builder(dataset, config), "hash", "") or "")
     except UNREADABLE as error:
         raise InputError(f"{name}: not readable from the Hub ({error}); check id, split and network") from error
+
+
+def hub_label_names(name: str, column: str) -> list[str]:
+    """The names of the classes that the numbers in a column of an `hf:` id stand for; none where it has no names."""
+    datasets, dataset, config, _ = _hub(name)
+    try:
+        features = datasets.load_dataset_builder(dataset, config).info.features or {}
+    except UNREADABLE as error:
+        raise InputError(f"{name}: not readable from the Hub ({error}); check id, split and network") from error
+    return [str(each) for each in getattr(features.get(column), "names", None) or []]
 
 
 def _hub(name: str) -> tuple[Any, str, str | None, str]:

@@ -18,6 +18,7 @@ from bedplate.data.labels import (
     SHORT,
     as_label,
     check_classes,
+    doubts,
     first_named,
     how_to_name,
     listed,
@@ -31,8 +32,6 @@ from bedplate.errors import InputError
 
 NAMED_ROWS = 100
 """First rows whose columns are taken for all (rows of JSON Lines need not hold the same)."""
-UNBALANCED = 10
-"""How often the most frequent label occurs for each time of the rarest, where that is said aloud."""
 
 # Names under which published data sets keep texts, the clearest first.
 TEXT_NAMES = (
@@ -72,19 +71,7 @@ class LabelledTexts:
 
     def doubts(self) -> list[str]:
         """What a person should know of the labels before they are learnt, as sentences."""
-        counts, spelt, found = Counter(self.labels), dict[str, list[str]](), []
-        for name in self.classes:
-            spelt.setdefault("".join(name.lower().split()), []).append(name)
-        for names in spelt.values():
-            if len(names) > 1:
-                found.append(f"{listed(names)} are taken for different labels; are they spellings of one?")
-        rows = counts.most_common()
-        if rows[0][1] >= UNBALANCED * rows[-1][1]:
-            shown = [f"{name!r} {count:,}" for name, count in (rows if len(rows) <= 6 else [*rows[:3], *rows[-3:]])]
-            found.append(
-                f"The labels are unbalanced ({', '.join(shown)}): accuracy says little of rare ones, macro F1 more."
-            )
-        return found
+        return doubts(self.labels)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ LABEL_NAMES = (
     *("class_label", "class_index", "class_name", "label_text", "stance", "genre", "tag", "rating", "stars", "score"),
 )
 """Names under which published data sets keep labels, the clearest first; spaces and dashes count as "_"."""
+UNBALANCED = 10
+"""How often the most frequent label occurs for each time of the rarest, where that is said aloud."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
@@ -66,6 +69,23 @@ def check_classes(labels: Sequence[str], column: str, where: str) -> None:
         )
     if len(classes) == 1:
         raise InputError(f"{where}: every label in '{column}' is '{labels[0]}'; give rows of two classes or more")
+
+
+def doubts(labels: Sequence[str]) -> list[str]:
+    """What a person should know of the labels before they are learnt, as sentences."""
+    counts, spelt, found = Counter(labels), dict[str, list[str]](), []
+    for name in sorted_classes(labels):
+        spelt.setdefault("".join(name.lower().split()), []).append(name)
+    for names in spelt.values():
+        if len(names) > 1:
+            found.append(f"{listed(names)} are taken for different labels; are they spellings of one?")
+    rows = counts.most_common()
+    if rows[0][1] >= UNBALANCED * rows[-1][1]:
+        shown = [f"{name!r} {count:,}" for name, count in (rows if len(rows) <= 6 else [*rows[:3], *rows[-3:]])]
+        found.append(
+            f"The labels are unbalanced ({', '.join(shown)}): accuracy says little of rare ones, macro F1 more."
+        )
+    return found
 
 
 def split_indices(labels: Sequence[str], fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -212,24 +212,32 @@ def content_hash(path: Paths, cache_dir: str | Path) -> str:
     Returns:
         Hexadecimal BLAKE2b digest, 32 characters.
     """
-    memo_path = Path(cache_dir) / "hashes.json"
-    memo = _load_memo(memo_path)
-    known = len(memo)
+    names = resolve(path)
+    hashes = file_hashes([name for name in names if not (name.startswith("hf:") or is_remote(name))], cache_dir)
     total = hashlib.blake2b(digest_size=16)
-    for name in resolve(path):
+    for name in names:
         if name.startswith("hf:"):
             part = f"{name} {hub_fingerprint(name)}"
         elif is_remote(name):
             part = f"{name} {remote.version(name)}"
         else:
-            part = f"{kind_of(name)} {_file_hash(name, memo)}"
+            part = f"{kind_of(name)} {hashes[name]}"
         total.update(part.encode() + b"\n")
+    return total.hexdigest()
+
+
+def file_hashes(names: Iterable[str], cache_dir: str | Path) -> dict[str, str]:
+    """Digests of files of this machine by name, remembered in `cache_dir` as `content_hash` says."""
+    memo_path = Path(cache_dir) / "hashes.json"
+    memo = _load_memo(memo_path)
+    known = len(memo)
+    hashes = {name: _file_hash(name, memo) for name in names}
     if len(memo) > known:
         memo_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = memo_path.with_suffix(f".{os.getpid()}.part")
         temporary.write_text(json.dumps(memo))
         temporary.replace(memo_path)
-    return total.hexdigest()
+    return hashes
 
 
 def _load_memo(path: Path) -> dict[str, str]:

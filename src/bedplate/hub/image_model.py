@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -144,7 +145,7 @@ def is_image_model(directory: Path) -> bool:
 def _listed(images: Images) -> list[Source]:
     if isinstance(images, str | Path | bytes | Image.Image):
         return [images]
-    return list(images) if isinstance(images, Sequence) else [images]
+    return [images] if isinstance(images, np.ndarray) else list(images)
 
 
 def _name(image: Source, number: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bedplate.metrics.intervals import Array, Floats, percentile_interval
+from bedplate.metrics.proportion import share
 
 Counts = npt.NDArray[np.int64]
 
@@ -67,6 +68,22 @@ def per_class(matrix: Array) -> list[dict[str, Any]]:
         {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
         for p, r, f, n in zip(precision, recall, f1, there, strict=True)
     ]
+
+
+def per_class_intervals(matrix: Array) -> list[dict[str, Any]]:
+    """`per_class`, where precision and recall are {"value", "low", "high", "n"} with their 95 % score intervals.
+
+    Where nothing can be divided by they are 0, between 0 and 1.
+    """
+    counts = np.asarray(matrix)
+    rows = per_class(counts)
+    none = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 0}
+    for row, hits, there, said in zip(
+        rows, counts.diagonal().tolist(), counts.sum(1).tolist(), counts.sum(0).tolist(), strict=True
+    ):
+        row["precision"] = share(hits, said) if said else none
+        row["recall"] = share(hits, there) if there else none
+    return rows
 
 
 def _f1(right: npt.NDArray[Any], there: npt.NDArray[Any], said: npt.NDArray[Any]) -> Floats:

@@ -20,7 +20,7 @@ def ratio_interval(numerators: Array, denominators: Array, *, resamples: int = 1
     n = len(top)
     if n == 0 or bottom.sum() == 0:
         raise ValueError("nothing was scored: no rows, or denominators that sum to 0")
-    above, below = _resampled_sums(np.stack([top, bottom], 1), resamples, np.random.default_rng(seed)).T
+    above, below = resampled_sums(np.stack([top, bottom], 1), resamples, np.random.default_rng(seed)).T
     return percentile_interval(float(top.sum() / bottom.sum()), above[below > 0] / below[below > 0], n)
 
 
@@ -37,7 +37,7 @@ def grid_interval(values: Array, *, resamples: int = 1000, seed: int = 0) -> dic
         raise ValueError(f"values must be a grid of seeds by test rows, not of shape {grid.shape}")
     (seeds, n), generator = grid.shape, np.random.default_rng(seed)
     weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    means = (_resampled_sums(grid.T, resamples, generator) * weights).sum(1) / grid.size
+    means = (resampled_sums(grid.T, resamples, generator) * weights).sum(1) / grid.size
     return percentile_interval(float(grid.mean()), means, n)
 
 
@@ -59,7 +59,7 @@ def percentile_interval(value: float, resampled: Floats, n: int) -> dict[str, fl
     return {"value": value, "low": float(low), "high": float(high), "n": n}
 
 
-def _resampled_sums(columns: Floats, resamples: int, generator: np.random.Generator) -> Floats:
+def resampled_sums(columns: Floats, resamples: int, generator: np.random.Generator) -> Floats:
     """The sums (resamples, K) of columns (N, K) over N rows drawn with replacement."""
     n = len(columns)
     block = max(1, BLOCK // n)

@@ -21,10 +21,11 @@ INTERVAL = (
     "so far."
 )
 F1 = (
-    "Precision: of the texts that were given a class, how many belong to it. Recall: of the texts of a class, how many "
-    "were found. F1 is high only if both are. Macro F1 is the mean of F1 over the classes, so that a rare class "
+    "Precision: of the {what} that were given a class, how many belong to it. Recall: of the {what} of a class, how "
+    "many were found. F1 is high only if both are. Macro F1 is the mean of F1 over the classes, so that a rare class "
     "counts as much as a frequent one."
 )
+QUALITY = {"val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
 
 
 def transfer_report(result: Mapping[str, Any]) -> str:
@@ -43,9 +44,9 @@ def transfer_report(result: Mapping[str, Any]) -> str:
 def transfer_sections(result: Mapping[str, Any]) -> Sections:
     """What pre-training is worth: the chart, the differences in words, all figures, and where the model errs.
 
-    `result` holds "classes", "seeds", "data" (facts, see `_data`), "arms" ({arm: name}), "rows" ({"labels", "arm",
-    "accuracy", "macro_f1", "by_seed": accuracies, "seconds"}) and, each optional: "differences" ({"labels", "arm",
-    "over", "accuracy"}), "majority" (the accuracy of the most frequent class), "confusion" ({"labels", "arm",
+    `result` holds "classes", "seeds", "data" (facts, see `data_section`), "arms" ({arm: name}), "rows" ({"labels",
+    "arm", "accuracy", "macro_f1", "by_seed": accuracies, "seconds"}) and, each optional: "differences" ({"labels",
+    "arm", "over", "accuracy"}), "majority" (the accuracy of the most frequent class), "confusion" ({"labels", "arm",
     "matrix"}) and "mistakes" ({"text", "label", "predicted", "score"}).
     """
     arms, rows, data = result["arms"], result["rows"], result["data"]
@@ -62,15 +63,17 @@ def transfer_sections(result: Mapping[str, Any]) -> Sections:
         y_label="% of the test texts labelled right, with 95 % intervals",
         baseline=majority,
     )
-    explained = text(INTERVAL.format(others="other test texts and other seeds"), F1, muted=True)
+    explained = text(INTERVAL.format(others="other test texts and other seeds"), F1.format(what="texts"), muted=True)
     sections: Sections = [
         ("What pre-training is worth", [text(*_task(result)), chart(drawn), text(*_differences(result))]),
         ("All figures", [_arms_table(ordered, arms, data), explained]),
     ]
     if confusion := result.get("confusion"):
         whose = f"{arms[confusion['arm']]}, {_labels(confusion, data)} labels, on the test texts."
-        sections.append(("Where it is right and wrong", _confusion(confusion["matrix"], result["classes"], whose)))
-    return [*sections, *_mistakes(result.get("mistakes", [])), *_data(data)]
+        sections.append(
+            ("Where it is right and wrong", confusion_blocks(confusion["matrix"], result["classes"], whose))
+        )
+    return [*sections, *_mistakes(result.get("mistakes", [])), *data_section(data)]
 
 
 def finetune_report(record: Mapping[str, Any]) -> str:
@@ -86,28 +89,28 @@ def finetune_sections(record: Mapping[str, Any]) -> Sections:
     `record` holds "classes" and, each optional: "metrics" (the rows of metrics.jsonl), "validation" ({"accuracy",
     "macro_f1", "loss"}), "test" ({"metrics": same, "n"}), "confusion" (the matrix), "per_class" (of
     `metrics.classification.per_class`) and "mistakes", these three of the test texts where "test" is given and else of
-    the validation texts, and "data" (facts, see `_data`).
+    the validation texts, and "data" (facts, see `data_section`).
     """
     classes, sections = record["classes"], []
     if record.get("metrics"):
-        sections.append(("How it learned", _curves(record["metrics"])))
+        sections.append(("How it learned", curves(record["metrics"])))
     sets = {"Validation": record.get("validation"), "Test": record.get("test", {}).get("metrics")}
     measured = {name: metrics for name, metrics in sets.items() if metrics}
     if measured:
         head = ["Texts", "Number", "Accuracy", "Macro F1", "Loss"]
         keys = ("accuracy", "macro_f1", "loss")
         rows = [
-            [name, f"{metrics['accuracy']['n']:,}", *(_with_interval(metrics, key) for key in keys)]
+            [name, f"{metrics['accuracy']['n']:,}", *(with_interval(metrics, key) for key in keys)]
             for name, metrics in measured.items()
         ]
         explained = text(INTERVAL.format(others="other texts of the same kind"), muted=True)
         sections.append(("How good it is", [table(rows, head), explained]))
     if "confusion" in record:
         whose = "On the test texts." if "test" in record else "On the validation texts."
-        sections.append(("Where it is right and wrong", _confusion(record["confusion"], classes, whose)))
+        sections.append(("Where it is right and wrong", confusion_blocks(record["confusion"], classes, whose)))
     if "per_class" in record:
-        sections.append(("Class by class", [_classes_table(record["per_class"], classes), text(F1, muted=True)]))
-    return [*sections, *_mistakes(record.get("mistakes", [])), *_data(record.get("data", {}))]
+        sections.append(("Class by class", classes_blocks(record["per_class"], classes)))
+    return [*sections, *_mistakes(record.get("mistakes", [])), *data_section(record.get("data", {}))]
 
 
 def _task(result: Mapping[str, Any]) -> list[str]:
@@ -146,9 +149,9 @@ def _arms_table(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data
             [
                 clip(arms[row["arm"]], 60),
                 _labels(row, data),
-                _with_interval(row, "accuracy"),
+                with_interval(row, "accuracy"),
                 ", ".join(f"{100 * value:.1f}" for value in row["by_seed"]),
-                _with_interval(row, "macro_f1"),
+                with_interval(row, "macro_f1"),
                 duration(row["seconds"]),
             ]
             for row in rows
@@ -157,29 +160,36 @@ def _arms_table(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data
     )
 
 
-def _confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], whose: str) -> list[str]:
+def confusion_blocks(
+    matrix: Sequence[Sequence[int]], classes: Sequence[str], whose: str, what: str = "texts"
+) -> list[str]:
+    """A confusion matrix with the sentences that it needs; `whose` is one that says of which data it is."""
     wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j]
     count, i, j = max(wrong, key=lambda each: each[0])
     explained = (
-        f"{whose} Each row holds the texts of one label, each column those for which the model said that label: in the "
-        "framed cells the two agree, in all others the model was wrong. The stronger the colour of a cell, the larger "
-        "its share of the row."
+        f"{whose} Each row holds the {what} of one label, each column those for which the model said that label: in "
+        "the framed cells the two agree, in all others the model was wrong. The stronger the colour of a cell, the "
+        "larger its share of the row."
     )
-    most = "No text was given a wrong label."
+    most = f"No {what.removesuffix('s')} was given a wrong label."
     if count:
-        of = f"{count:,} of {sum(matrix[i]):,} texts labelled “{classes[i]}”"
+        of = f"{count:,} of {sum(matrix[i]):,} {what} labelled “{classes[i]}”"
         most = f"The most frequent mistake: the model took {of} for “{classes[j]}”."
-    return [text(explained, most), chart(matrix_chart(matrix, classes, title="Confusion matrix"))]
+    return [text(explained, most), chart(matrix_chart(matrix, classes, title="Confusion matrix", what=what))]
 
 
-def _classes_table(scores: Sequence[Mapping[str, float]], classes: Sequence[str]) -> str:
-    return table(
-        (
-            [name, f"{row['n']:,}", *(percent(row[key]) for key in ("precision", "recall", "f1"))]
-            for name, row in zip(classes, scores, strict=True)
-        ),
-        ["Class", "Texts", "Precision", "Recall", "F1"],
+def classes_blocks(scores: Sequence[Mapping[str, Any]], classes: Sequence[str], what: str = "texts") -> list[str]:
+    """{"precision", "recall", "f1", "n"} of each class as a table; a share is a number or a metric with an interval."""
+    rows = (
+        [name, f"{row['n']:,}", *(_share(row, key) for key in ("precision", "recall", "f1"))]
+        for name, row in zip(classes, scores, strict=True)
     )
+    head = ["Class", what.capitalize(), "Precision", "Recall", "F1"]
+    return [table(rows, head), text(F1.format(what=what), muted=True)]
+
+
+def _share(row: Mapping[str, Any], key: str) -> str:
+    return with_interval(row, key) if isinstance(row[key], Mapping) else percent(row[key])
 
 
 def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Sections:
@@ -196,18 +206,19 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Sections:
     return [("Its surest mistakes", [text(explained, muted=True), quotes(items)])]
 
 
-def _data(data: Mapping[str, Any]) -> Sections:
+def data_section(data: Mapping[str, Any], what: str = "texts") -> Sections:
     """The facts that are given of "path", "column", "label", "train", "val", "test", "near_duplicates", "truncated" and
     "dropped" ({what: count})."""
+    named = what.capitalize()
     facts = {
         "path": "Read from",
-        "column": "Column of the texts",
+        "column": f"Column of the {what}",
         "label": "Column of the labels",
-        "train": "Texts to learn from",
-        "val": "Texts to validate",
-        "test": "Texts to test",
-        "near_duplicates": "Near-duplicates of held-out texts",
-        "truncated": "Texts cut to what the model can read",
+        "train": f"{named} to learn from",
+        "val": f"{named} to validate",
+        "test": f"{named} to test",
+        "near_duplicates": f"Near-duplicates of held-out {what}",
+        "truncated": f"{named} cut to what the model can read",
     }
     rows = [(name, _fact(data[key])) for key, name in facts.items() if data.get(key) is not None]
     rows += [(f"Left out: {what}", f"{count:,}") for what, count in data.get("dropped", {}).items()]
@@ -220,15 +231,13 @@ def _fact(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def curves(rows: Sequence[Mapping[str, Any]], shares: Mapping[str, str] = QUALITY, what: str = "texts") -> list[str]:
+    """How the shares ({key of metrics.jsonl: name}), the loss and the learning rate went."""
     explained = (
-        "Validation texts are kept apart from those that the model learns from. Where their loss rises while that of "
-        "training still falls, the model has begun to learn its texts by heart."
+        f"Validation {what} are kept apart from those that the model learns from. Where their loss rises while that of "
+        f"training still falls, the model has begun to learn its {what} by heart."
     )
-    quality = {
-        name: [(step, 100 * value) for step, value in by_step(rows, key)]
-        for key, name in (("val_accuracy", "accuracy"), ("val_macro_f1", "macro F1"))
-    }
+    quality = {name: [(step, 100 * value) for step, value in by_step(rows, key)] for key, name in shares.items()}
     loss = {"validation": by_step(rows, "val_loss"), "training": by_step(rows, "loss")}
     rate = {"learning rate": by_step(rows, "learning_rate")}
     pair = [
@@ -236,7 +245,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for lines, title, y_label in ((loss, "Loss", "nats, lower is better"), (rate, "Learning rate", "as scheduled"))
         if any(lines.values())
     ]
-    learning = line_chart(quality, title="On validation texts", x_label="step", y_label="%, higher is better")
+    learning = line_chart(quality, title=f"On validation {what}", x_label="step", y_label="%, higher is better")
     return [text(explained, muted=True), chart(learning), f'<div class="pair">{"".join(map(chart, pair))}</div>']
 
 
@@ -256,7 +265,7 @@ def _percents(metric: Mapping[str, float]) -> tuple[float, float, float]:
     return 100 * metric["value"], 100 * metric["low"], 100 * metric["high"]
 
 
-def _with_interval(metrics: Mapping[str, Any], key: str) -> str:
+def with_interval(metrics: Mapping[str, Any], key: str) -> str:
     """`87.1 % (85.6 to 88.4)`; a loss is no share."""
     if key not in metrics:
         return "–"

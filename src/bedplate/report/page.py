@@ -40,6 +40,11 @@ p { margin: 0 0 12px; max-width: 68ch }
 figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px 12px;
   margin: 0 0 16px }
 figure svg { display: block; width: 100%; height: auto; overflow: visible }
+.pictures { display: grid; gap: 12px; margin: 0 0 6px }
+.pictures img { display: block; width: 100%; height: auto; border-radius: 4px }
+.pictures .pixels { image-rendering: pixelated }
+.pictures span { display: block; font-size: .8rem; line-height: 1.35; color: var(--muted); padding-top: 4px;
+  white-space: pre-line; overflow-wrap: anywhere }
 .scroll { overflow-x: auto; margin: 0 0 16px }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; vertical-align: top; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line);
@@ -159,7 +164,8 @@ def render(title: str, sections: Iterable[tuple[str, Sequence[str]]], *, footer:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         # The browser itself enforces that the page is self-contained, whatever text a model wrote into it.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1>\n{body}\n<footer>{escape(footer)}</footer></body></html>\n"
     )
@@ -182,12 +188,12 @@ def by_step(metrics: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float,
     return [(row["step"], row[key]) for row in metrics if row.get(key) is not None]
 
 
-def _headlines(summary: Mapping[str, Any]) -> str:
+def _headlines(summary: Mapping[str, Any], shares: Mapping[str, tuple[str, str]]) -> str:
     items = []
-    for key, (label, unit) in HEADLINES.items():
+    for key, (label, unit) in {**shares, **HEADLINES, **shares}.items():
         if (value := summary.get(key)) is None:
             continue
-        show = duration if key == "seconds" else percent if key in SHARES else compact
+        show = duration if key == "seconds" else percent if key in {*SHARES, *shares} else compact
         if f"{key}_low" in summary:
             unit = f"{unit} ({show(summary[f'{key}_low'])} to {show(summary[f'{key}_high'])})"
         items.append((label, show(value), unit))
@@ -235,13 +241,15 @@ def run_report(record: Mapping[str, Any]) -> str:
     """The page of a training run.
 
     `record` holds "name" and, each optional: "summary" (the keys of `HEADLINES`, with `_low` and `_high` for an
-    interval; any others become a table), "metrics" and "samples" (the rows of metrics.jsonl and samples.jsonl),
+    interval; any others become a table), "headlines" (more or other names of shares among these, {key: (label, unit)},
+    which come first), "metrics" and "samples" (the rows of metrics.jsonl and samples.jsonl),
     "sections" (more of what `render` takes, placed before the commands), "timings" ({part: seconds}), "settings" and
     "environment" (nested dicts), and "next" (commands). Training's bits per byte, where no row has them, follow from
     the loss and the bytes per token of the held-out text.
     """
     summary, metrics, written = record.get("summary", {}), record.get("metrics", []), record.get("samples", [])
-    sections: list[tuple[str, Sequence[str]]] = [("", [_headlines(summary)])]
+    shares = record.get("headlines", {})
+    sections: list[tuple[str, Sequence[str]]] = [("", [_headlines(summary, shares)])]
     if metrics:
         explained = (
             "Bits per byte is how many bits the model needs, on average, to say which byte of the text comes next. A "
@@ -255,7 +263,7 @@ def run_report(record: Mapping[str, Any]) -> str:
         sections.append(("What to do next", [code(record["next"])]))
     if record.get("timings"):
         sections.append(("Where the time went", [chart(bar_chart(record["timings"], title="Time", unit="s"))]))
-    shown = {f"{key}{end}" for key in HEADLINES for end in ("", "_low", "_high")}
+    shown = {f"{key}{end}" for key in (*HEADLINES, *shares) for end in ("", "_low", "_high")}
     others = {key: value for key, value in summary.items() if key not in shown}
     for heading, tree in (
         ("Other results", others),

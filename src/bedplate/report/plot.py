@@ -304,10 +304,11 @@ def _mark(x: float, heights: Sequence[float], text: str, room: float, color: str
     ]
 
 
-def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, title: str) -> str:
+def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, title: str, what: str = "texts") -> str:
     """A confusion matrix (C, C) as one `<svg>`: rows are true classes, and the shade is the share of the row.
 
-    Of more than `MATRIX_CLASSES` classes it shows those with the most rows, and says how many rows that leaves out.
+    Of more than `MATRIX_CLASSES` classes it shows those with the most rows, and says how many of them that leaves out;
+    `what` the rows are.
     """
     totals = [sum(row) for row in counts]
     shown = sorted(sorted(range(len(labels)), key=lambda c: -totals[c])[:MATRIX_CLASSES])
@@ -332,7 +333,7 @@ def matrix_chart(counts: Sequence[Sequence[int]], labels: Sequence[str], *, titl
     bottom = top + high * len(shown)
     if len(shown) < len(labels):
         left_out = sum(totals) - sum(counts[i][j] for i in shown for j in shown)
-        texts = f"{left_out:,} of {sum(totals):,} texts are not shown"
+        texts = f"{left_out:,} of {sum(totals):,} {what} are not shown"
         bottom += 24
         body.append(
             _text(0, bottom, f"the {len(shown)} most frequent of {len(labels):,} classes: {texts}", 'opacity=".65"')

@@ -39,7 +39,7 @@ class ClassifyImages:
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {
         "accuracy": "max",
         "macro_f1": "max",
-        "calibration_error": "min",
+        "ece": "min",
         "loss": "min",
     }
     unit: ClassVar[Literal["tokens", "images"]] = "images"
@@ -78,7 +78,7 @@ class ClassifyImages:
         return {
             "accuracy": accuracy(truth, predicted),
             "macro_f1": macro_f1(truth, predicted, len(self.module.labels)),
-            "calibration_error": expected_calibration_error(confidence, truth == predicted),
+            "ece": expected_calibration_error(confidence, truth == predicted),
             "loss": ratio_interval(nats, np.ones(len(nats))),
         }
 

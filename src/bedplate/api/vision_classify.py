@@ -1,0 +1,188 @@
+"""Learning the labels of pictures, from scratch or from a base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from bedplate.api.vision_report import write_classification_report
+from bedplate.api.vision_run import VisionRun
+from bedplate.data.image_files import (
+    LabelledImages,
+    fingerprint,
+    read_images,
+    same_images,
+    sample_images,
+    split_images,
+)
+from bedplate.data.image_loader import ImageLoader
+from bedplate.errors import InputError
+from bedplate.metrics.classification import confusion_matrix
+from bedplate.models.vit import ViT
+from bedplate.tasks.classify import as_predictions
+from bedplate.tasks.classify_images import ClassifyImages
+from bedplate.train.log import RunLog, write_whole
+from bedplate.train.loop import Trainer
+
+SHOWN = 24  # pictures of each kind in the report
+USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
+
+
+class ClassifyImagesRun(VisionRun):
+    """A classifier of pictures."""
+
+    module: ViT
+    task: ClassifyImages
+    scored: Mapping[str, Any] = MappingProxyType({})  # what `score` found
+
+    def prepare(self, log: RunLog) -> None:
+        recipe = self.recipe
+        encoder = self.make_encoder(log)
+        self.timed("data", lambda: self._read(log))
+        self.module = ViT.of(
+            encoder,
+            self.classes,
+            pooling=recipe.model.pooling,
+            dropout=recipe.model.dropout,
+            image_size=self.processor.size,
+        )
+        self.task = ClassifyImages(
+            self.module,
+            self.processor.mean,
+            self.processor.std,
+            augment=self.augment(),
+            label_smoothing=recipe.objective.label_smoothing,
+            flip=recipe.evaluate.flip,
+        )
+        log.say(f"{self.parameters():,} parameters.")
+
+    def _read(self, log: RunLog) -> None:
+        """Find the pictures, keep what is scored apart from what is trained on, and say what was found."""
+        data, seed = self.recipe.data, self.recipe.seed
+        train = read_images(data.path, data.image, data.label)
+        if train.labels is None:
+            raise InputError(
+                f"{data.path[0]}: the pictures have no labels; give a folder for each class, or a table with data.label"
+            )
+        whole, self.classes = train, train.classes
+        parts: dict[str, LabelledImages] = {}
+        for name, paths in (("test", data.test_path), ("val", data.val_path)):
+            if paths:
+                parts[name] = read_images(paths, data.image, data.label, classes=self.classes)
+        same = 0
+        if "val" not in parts and data.val_fraction:
+            train, parts["val"] = split_images(train, data.val_fraction, seed)
+        if {"val", "test"} <= parts.keys():
+            parts["val"], count = without_same(parts["val"], parts["test"])
+            same += count
+        for name in ("test", "val"):
+            if name in parts:
+                train, count = without_same(train, parts[name])
+                same += count
+        if data.labels is not None:
+            train = sample_images(train, data.labels, seed)
+        self.parts = {"train": train, **parts}
+        self.loaders = {name: self.eval_loader(part) for name, part in parts.items()}
+        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, self.store(train, self.store_size))
+        self.found = {
+            "classes": self.classes,
+            **{name: len(part) for name, part in self.parts.items()},
+            "dropped": dict(whole.dropped),
+            "equal_pictures": same,
+            "broken": [each for store in self.stores for each in store.broken],
+        }
+        for line in [*said(self.found), *whole.doubts()]:
+            log.say(line)
+
+    def trainer(self, log: RunLog) -> Trainer:
+        data = self.loader_data(self.loader, self.loaders.get("val"))
+        return self.make_trainer(data, self.loader.steps_per_epoch, log)
+
+    def facts(self) -> list[dict[str, Any]]:
+        marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
+        return [{"fingerprint": " ".join(marks), **self.found}]
+
+    def score(self) -> None:
+        """Score the model once: on the test pictures where there are any, else in detail on the held-out ones."""
+        name = "test" if "test" in self.loaders else "val"
+        if name not in self.loaders:
+            return
+        loader = self.loaders[name]
+        logits, labels = self.task.logits(loader)
+        probabilities = logits.softmax(1)
+        confidence, predicted = (values.numpy() for values in probabilities.max(1))
+        truth = labels.numpy()
+        self.scored = {
+            "on": name,
+            "metrics": self.task.measure(logits, labels),
+            "confusion": confusion_matrix(truth, predicted, len(self.classes)).tolist(),
+            "confidence": confidence.tolist(),
+            "correct": (truth == predicted).tolist(),
+            "shown": self._shown(as_predictions(logits, self.classes), truth, predicted, loader.index),
+        }
+        write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
+
+    def _shown(self, predictions: Any, truth: Any, predicted: Any, index: Any) -> dict[str, list[dict[str, Any]]]:
+        """Pictures for the report: the surest mistakes, and right ones by chance."""
+        wrong = np.flatnonzero(truth != predicted)
+        surest = sorted(wrong.tolist(), key=lambda row: -predictions[row]["score"])[:SHOWN]
+        right = np.random.default_rng(0).permutation(np.flatnonzero(truth == predicted))[:SHOWN].tolist()
+        return {
+            kind: [
+                {
+                    "index": int(index[row]),
+                    "label": self.classes[truth[row]],
+                    "predicted": predictions[row]["label"],
+                    "score": predictions[row]["score"],
+                }
+                for row in rows
+            ]
+            for kind, rows in (("mistakes", surest), ("right", right))
+        }
+
+    def record(self) -> dict[str, Any]:
+        record = super().record() | {"classes": self.classes}
+        if self.scored.get("on") == "test":
+            record["test"] = {"metrics": self.scored["metrics"], "n": self.scored["metrics"]["accuracy"]["n"]}
+        return record
+
+    def result(self) -> dict[str, Any]:
+        record = self.record()
+        more = {"test": record["test"]["metrics"]} if "test" in record else {}
+        return super().result() | {"data": self.found} | more
+
+    def write_report(self, record: dict[str, Any]) -> None:
+        images = self.parts[self.scored["on"]].images if self.scored else []
+        write_classification_report(self.out, record, self.timings, self.scored, images)
+
+
+def without_same(train: LabelledImages, scored: LabelledImages) -> tuple[LabelledImages, int]:
+    """`train` without the pictures that are scored, and their number.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    found = same_images(train, scored)
+    if len(found) == len(train):
+        raise InputError("every picture to train on is also one that is scored; give others")
+    return train.select(np.setdiff1d(np.arange(len(train)), found)), len(found)
+
+
+def said(found: Mapping[str, Any]) -> list[str]:
+    """What was found in the pictures, as sentences."""
+    counts = ", ".join(f"{found[name]:,} {use}" for name, use in USES.items() if name in found)
+    lines = [f"Pictures: {counts}."]
+    if classes := found.get("classes"):
+        named = ", ".join(classes[:12]) + (", ..." if len(classes) > 12 else "")
+        lines[0] = f"Pictures of {len(classes)} classes ({named}): {counts}."
+    if found["dropped"]:
+        lines.append("Left out: " + ", ".join(f"{count:,} {what}" for what, count in found["dropped"].items()) + ".")
+    if found.get("equal_pictures"):
+        lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
+    if broken := found.get("broken"):
+        lines.append(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
+    return lines

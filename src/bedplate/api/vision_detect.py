@@ -1,0 +1,138 @@
+"""Learning to find objects in pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from bedplate.api.vision_classify import USES
+from bedplate.api.vision_report import write_detection_report
+from bedplate.api.vision_run import VisionRun
+from bedplate.data.augment import BoxAugment
+from bedplate.data.box_loader import BoxEvalLoader, BoxLoader
+from bedplate.data.boxes import BoxedImages, read_boxes
+from bedplate.data.image_files import fingerprint
+from bedplate.errors import InputError
+from bedplate.models.detector import Detector
+from bedplate.models.set_detector import SetDetector
+from bedplate.tasks.detect import Detect
+from bedplate.train.log import RunLog, write_whole
+from bedplate.train.loop import Trainer
+
+SHOWN = 8  # pictures with boxes in the report
+SURE = 0.3  # the least score of a box that is drawn
+
+
+class DetectRun(VisionRun):
+    """A detector."""
+
+    default_size = (320, 320)
+    default_fit = "letterbox"
+    module: Detector | SetDetector
+    task: Detect
+    scored: Mapping[str, Any] = MappingProxyType({})
+
+    def prepare(self, log: RunLog) -> None:
+        recipe = self.recipe
+        encoder = self.make_encoder(log)
+        self.timed("data", lambda: self._read(log))
+        kind = Detector if recipe.detector.head == "dense" else SetDetector
+        self.module = kind.of(
+            encoder, self.classes, image_size=self.processor.size, dropout=recipe.model.dropout, seed=recipe.seed
+        )
+        self.task = Detect(self.module, self.processor.mean, self.processor.std, augment=self.box_augment())
+        log.say(f"{self.parameters():,} parameters.")
+
+    def box_augment(self) -> BoxAugment:
+        a = self.recipe.augment
+        scale = (1.0, 1.0) if a.scale is None else (a.scale[0], a.scale[1])
+        return BoxAugment(flip=a.flip, scale=scale, colour=a.colour)
+
+    def _read(self, log: RunLog) -> None:
+        data = self.recipe.data
+        train = read_boxes(data.path)
+        self.classes = train.names
+        parts = {
+            name: read_boxes(paths, self.classes)
+            for name, paths in (("val", data.val_path), ("test", data.test_path))
+            if paths
+        }
+        if "val" not in parts and data.val_fraction:
+            train, parts["val"] = train.split(data.val_fraction, self.recipe.seed)
+        self.parts: dict[str, BoxedImages] = {"train": train, **parts}
+        rows, size, workers = self.recipe.train.batch_size, self.processor.size, data.workers
+        self.loader = BoxLoader(train, size, rows, self.recipe.seed, cache_dir=self.cache, workers=workers)
+        self.loaders = {
+            name: BoxEvalLoader(part, size, rows, cache_dir=self.cache, workers=workers) for name, part in parts.items()
+        }
+        self.found = {
+            "classes": self.classes,
+            **{name: len(part) for name, part in self.parts.items()},
+            "boxes": {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()},
+            "dropped": dict(train.dropped),
+        }
+        counts = ", ".join(
+            f"{len(part):,} with {self.found['boxes'][name]:,} boxes {USES[name]}" for name, part in self.parts.items()
+        )
+        log.say(f"Pictures with objects of {len(self.classes)} classes ({', '.join(self.classes[:12])}): {counts}.")
+        if train.dropped:
+            log.say("Left out: " + ", ".join(f"{count:,} {what}" for what, count in train.dropped.items()) + ".")
+
+    def trainer(self, log: RunLog) -> Trainer:
+        return self.make_trainer(
+            self.loader_data(self.loader, self.loaders.get("val")), self.loader.steps_per_epoch, log
+        )
+
+    def facts(self) -> list[dict[str, Any]]:
+        marks = [f"{name}:{part.fingerprint(self.cache)}" for name, part in self.parts.items()]
+        return [{"fingerprint": " ".join(marks), **self.found}]
+
+    def score(self) -> None:
+        """Score the model once: on the test pictures where there are any, else in detail on the held-out ones."""
+        name = "test" if "test" in self.loaders else "val"
+        if name not in self.loaders:
+            return
+        metrics = self.task.report(self.loaders[name])
+        self.scored = {"on": name, "metrics": metrics}
+        write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
+
+    def record(self) -> dict[str, Any]:
+        record = super().record() | {"classes": self.classes}
+        if self.scored.get("on") == "test":
+            record["test"] = {"metrics": self.scored["metrics"], "n": len(self.parts["test"])}
+        elif self.scored:
+            record["validation"] = self.scored["metrics"]
+        return record
+
+    def result(self) -> dict[str, Any]:
+        more = {"test": self.scored["metrics"]} if self.scored.get("on") == "test" else {}
+        return super().result() | {"data": self.found} | more
+
+    def write_report(self, record: dict[str, Any]) -> None:
+        write_detection_report(self.out, record, self.timings, self._pictures() if self.scored else [])
+
+    def _pictures(self) -> list[dict[str, Any]]:
+        """Scored pictures, drawn by chance, with their true boxes and those that are found."""
+        from bedplate.hub.image_model import ImageModel
+
+        part = self.parts[self.scored["on"]]
+        rows = np.random.default_rng(0).permutation(len(part))[:SHOWN].tolist()
+        images = [part.images[row].image() for row in rows]
+        was_training = self.module.training
+        found = ImageModel(self.module.eval(), self.processor).predict(images, threshold=SURE)
+        self.module.train(was_training)
+        return [
+            {
+                "image": image,
+                "predicted": boxes,
+                "truth": [
+                    {"label": self.classes[c], "box": box}
+                    for box, c in zip(part.boxes[row].tolist(), part.classes[row].tolist(), strict=True)
+                ],
+            }
+            for row, image, boxes in zip(rows, images, found, strict=True)
+        ]
