@@ -24,6 +24,8 @@ PRIOR = 0.01  # what a fresh head believes of each class at each place (RetinaNe
 ALPHA, GAMMA = 0.75, 2.0  # of the varifocal loss, as in its paper
 GROUP = 16  # channels that share a norm (arXiv 1803.08494)
 
+Output = tuple[Tensor, Tensor, Tensor]  # logits (B, P, C), boxes (B, P, 4), places (P, 2)
+
 
 @dataclass(frozen=True, slots=True)
 class DetectorConfig:
@@ -90,7 +92,7 @@ class DenseHead(nn.Module):
         self.box = nn.Linear(size, 4)
         self.scales = nn.Parameter(torch.ones(3))
 
-    def forward(self, maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, maps: Sequence[Tensor], strides: Sequence[int]) -> Output:
         """(logits `(B, P, C)`, boxes `(B, P, 4)` as x1 y1 x2 y2 in pixels, the places' centres `(P, 2)` in pixels).
 
         A box is its centre's way from the place and the logarithms of its sides, both in strides: unlike distances to
@@ -129,7 +131,7 @@ class Detector(nn.Module):
         patch = self.config.vision.patch_size
         return patch // 2, patch, 2 * patch
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Output:
         """(logits `(B, P, C)`, boxes `(B, P, 4)`, places `(P, 2)`) of normalised pixels; see `DenseHead`."""
         return self.head(self.pyramid(self.encoder.features(pixels)), self.strides)
 
@@ -148,7 +150,11 @@ class Detector(nn.Module):
 
     def image_losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """({name: sums of each image `(B,)`}, the sums of its target scores `(B,)`); arguments as in `losses`."""
-        logits, predicted, places = self(pixels)
+        return self.losses_of(self(pixels), boxes, classes)
+
+    def losses_of(self, output: Output, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`image_losses` of what `forward` gave."""
+        logits, predicted, places = output
         found = assign(logits.detach().sigmoid(), predicted.detach(), places, boxes, classes, reach=self.strides[0] / 2)
         class_loss = varifocal(logits, class_targets(found.object, found.quality, classes, logits.shape[-1]))
         box_loss = torch.zeros_like(class_loss)
@@ -167,12 +173,17 @@ class Detector(nn.Module):
         Each is {"boxes" (K, 4), "scores" (K,), "classes" (K,)}; of two boxes of a class whose IoU is above `iou` only
         the better one is there.
         """
-        logits, boxes, _ = self(pixels)
-        size = self.config.vision.image_size
-        return best_detections(logits.sigmoid(), boxes, size, threshold=threshold, most=most, iou=iou)
+        return self.found_in(self(pixels), threshold, iou, most)
 
-    def flops_per_image(self) -> int:
-        """Training FLOPs an image, forward and backward."""
+    def found_in(
+        self, output: Output, threshold: float = 0.05, iou: float = 0.6, most: int = 100
+    ) -> list[dict[str, Tensor]]:
+        """`detect` of what `forward` gave."""
+        scores, boxes = output[0].sigmoid(), output[1]
+        return best_detections(scores, boxes, self.config.vision.image_size, threshold=threshold, most=most, iou=iou)
+
+    def flops_per_image(self, objects: int = 0) -> int:
+        """Training FLOPs an image, forward and backward; how many objects it holds is of no account here."""
         rows, columns = self.config.vision.grid
         counts = [4 * rows * columns, rows * columns, math.ceil(rows / 2) * math.ceil(columns / 2)]
         layers = [self.pyramid.finer, self.pyramid.same, self.pyramid.coarser]

@@ -37,8 +37,8 @@ def matching_cost(logits: Tensor, boxes: Tensor, targets: Tensor, classes: Tenso
 def match(cost: Tensor, real: Tensor) -> Tensor:
     """The query `(R, M)` of each object at the least total cost `(R, Q, M)` of its row.
 
-    -1 where the object is padding, that is not `real (R, M)`, or where there are more objects than queries. The costs go
-    to the CPU once, for all rows together.
+    -1 where the object is padding, that is not `real (R, M)`, or where there are more objects than queries. The costs
+    go to the CPU once, for all rows together.
 
     Raises:
         InputError: SciPy is not installed.

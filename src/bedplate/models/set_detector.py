@@ -25,6 +25,8 @@ from bedplate.nn.span import Span
 L1_WEIGHT, GIOU_WEIGHT = 5.0, 2.0  # DETR's
 SHIFT, STRETCH, FLIP = 0.4, 0.4, 0.2  # how far a noised box and how often its class is off (DN-DETR, section 4.2)
 
+Output = tuple[Tensor, Tensor]  # logits (B, Q, C), boxes (B, Q, 4)
+
 
 @dataclass(frozen=True, slots=True)
 class SetDetectorConfig:
@@ -87,7 +89,7 @@ class SetDetector(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.device
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Output:
         """(logits `(B, Q, C)`, boxes `(B, Q, 4)` as x1 y1 x2 y2 in pixels) of normalised pixels `(B, C, H, W)`."""
         states, references = self._answer(pixels, *self._queries(len(pixels), 1))
         logits, boxes = self._read(states, references)
@@ -109,33 +111,31 @@ class SetDetector(nn.Module):
 
     def image_losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """({name: sums of each image `(B,)`}, its number of objects `(B,)`); arguments as in `losses`."""
-        groups = self.config.groups if self.training else 1
-        copies = self.config.denoising if self.training and boxes.shape[1] else 0
-        targets = centred(boxes / self._size())
+        if not self.training:
+            return self.losses_of(self(pixels), boxes, classes)
+        groups, targets, real = self.config.groups, centred(boxes / self._size()), classes >= 0
         contents, references, doc = self._queries(len(pixels), groups)
-        asked, real = contents.shape[1], classes >= 0
-        valid = torch.ones_like(doc, dtype=torch.bool)
+        asked, valid, copies = contents.shape[1], None, self.config.denoising if boxes.shape[1] else 0
         if copies:
             noised, near, own = self._noised_queries(targets, classes, copies, first_doc=groups + 1)
             contents, references = torch.cat([contents, noised], 1), torch.cat([references, near], 1)
-            doc, valid = torch.cat([doc, own], 1), torch.cat([valid, real.repeat(1, copies)], 1)
-        states, references = self._answer(pixels, contents, references, doc, valid if copies else None)
+            valid = torch.cat([torch.ones_like(doc, dtype=torch.bool), real.repeat(1, copies)], 1)
+            doc = torch.cat([doc, own], 1)
+        states, references = self._answer(pixels, contents, references, doc, valid)
         logits, found = self._read(states, references)
-
-        count, n = self.config.num_queries, len(pixels)
-        rows = logits[:, :asked].reshape(n * groups, count, -1), found[:, :asked].reshape(n * groups, count, 4)
-        truth = targets.repeat_interleave(groups, 0), classes.repeat_interleave(groups, 0)
-        queries = match(matching_cost(*(x.detach() for x in rows), *truth), truth[1] >= 0)
-        parts = {name: part.view(n, groups).mean(1) for name, part in _losses(*rows, *truth, queries).items()}
+        parts = _group_losses(logits[:, :asked], found[:, :asked], targets, classes, groups, is_matched=True)
         if copies:
-            m = classes.shape[1]
-            rows = logits[:, asked:].reshape(n * copies, m, -1), found[:, asked:].reshape(n * copies, m, 4)
-            truth = targets.repeat_interleave(copies, 0), classes.repeat_interleave(copies, 0)
-            queries = torch.arange(m, device=classes.device).where(truth[1] >= 0, -1)
-            for name, part in _losses(*rows, *truth, queries, only=truth[1] >= 0).items():
-                parts[name] = parts[name] + part.view(n, copies).mean(1)
-        total = parts["class"] + L1_WEIGHT * parts["l1"] + GIOU_WEIGHT * parts["giou"]
-        return {"loss": total, **parts}, real.sum(1).float()
+            rest = logits[:, asked:], found[:, asked:]
+            restored = _group_losses(*rest, targets, classes, copies, is_matched=False)
+            parts = {name: part + restored[name] for name, part in parts.items()}
+        return _with_total(parts), real.sum(1).float()
+
+    def losses_of(self, output: Output, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`image_losses` of what `forward` gave."""
+        size = self._size()
+        found, targets = centred(output[1] / size), centred(boxes / size)
+        parts = _group_losses(output[0], found, targets, classes, 1, is_matched=True)
+        return _with_total(parts), (classes >= 0).sum(1).float()
 
     @torch.no_grad()
     def detect(self, pixels: Tensor, threshold: float = 0.05, most: int = 100) -> list[dict[str, Tensor]]:
@@ -143,9 +143,12 @@ class SetDetector(nn.Module):
 
         Each is {"boxes" (K, 4), "scores" (K,), "classes" (K,)}.
         """
-        logits, boxes = self(pixels)
+        return self.found_in(self(pixels), threshold, most)
+
+    def found_in(self, output: Output, threshold: float = 0.05, most: int = 100) -> list[dict[str, Tensor]]:
+        """`detect` of what `forward` gave."""
         size = self.config.vision.image_size
-        return best_detections(logits.sigmoid(), boxes, size, threshold=threshold, most=most)
+        return best_detections(output[0].sigmoid(), output[1], size, threshold=threshold, most=most)
 
     def _queries(self, images: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
         """(contents `(B, T, D)`, references `(B, T, 4)` as logits, docs `(B, T)`) of the first groups' queries."""
@@ -204,12 +207,10 @@ class SetDetector(nn.Module):
         return torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
 
     def flops_per_image(self, objects: int = 0) -> int:
-        """Training FLOPs an image of so many noised objects, forward and backward, of the trunk and the stem."""
+        """Training FLOPs of an image with so many objects, forward and backward, of the trunk and the stem."""
         c = self.config
-        asked, own = c.num_queries * c.groups + c.denoising * objects, self.encoder.positions.shape[1]
-        trunk = self.encoder.trunk
-        stem = self.encoder.flops_per_image() - own * trunk.flops_per_token(own)
-        return stem + (own + asked) * trunk.flops_per_token(own + asked)
+        asked = c.num_queries * c.groups + c.denoising * objects
+        return self.encoder.flops_per_image(self.encoder.positions.shape[1] + asked)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -275,6 +276,30 @@ def _tent(place: Tensor, count: int) -> Tensor:
     """Weights `(..., count)` that read a row of `count` values at `place` in 0 .. 1, linear between their middles."""
     at = (place * count - 0.5).clamp(0, count - 1)
     return (1 - (at[..., None] - torch.arange(count, device=place.device)).abs()).clamp(min=0)
+
+
+def _with_total(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": parts["class"] + L1_WEIGHT * parts["l1"] + GIOU_WEIGHT * parts["giou"], **parts}
+
+
+def _group_losses(
+    logits: Tensor, boxes: Tensor, targets: Tensor, classes: Tensor, groups: int, *, is_matched: bool
+) -> dict[str, Tensor]:
+    """Sums `(B,)` as `_losses` has them, as the mean over groups of queries `(B, groups * Q, ...)`.
+
+    Each group answers for all objects: its queries are matched to them, or stand for them one by one.
+    """
+    images = len(logits)
+    logits, boxes = (x.reshape(images * groups, -1, x.shape[-1]) for x in (logits, boxes))
+    targets, classes = targets.repeat_interleave(groups, 0), classes.repeat_interleave(groups, 0)
+    real = classes >= 0
+    if is_matched:
+        queries = match(matching_cost(logits.detach(), boxes.detach(), targets, classes), real)
+        losses = _losses(logits, boxes, targets, classes, queries)
+    else:
+        queries = torch.arange(classes.shape[1], device=classes.device).where(real, -1)
+        losses = _losses(logits, boxes, targets, classes, queries, only=real)
+    return {name: part.view(images, groups).mean(1) for name, part in losses.items()}
 
 
 def _losses(
