@@ -65,7 +65,11 @@ def predict(
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")
-    named = [(f"text {number}", text) for number, text in enumerate(texts, 1)] if file is None else _read(file, column or "text")
+    named = (
+        [(f"text {number}", text) for number, text in enumerate(texts, 1)]
+        if file is None
+        else _read(file, column or "text")
+    )
     if not named:
         raise InputError("nothing to predict: give a text, or a file")
     for name, text in named:

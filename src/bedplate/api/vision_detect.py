@@ -15,8 +15,6 @@ from bedplate.api.vision_run import VisionRun
 from bedplate.data.augment import BoxAugment
 from bedplate.data.box_loader import BoxEvalLoader, BoxLoader
 from bedplate.data.boxes import BoxedImages, read_boxes
-from bedplate.data.image_files import fingerprint
-from bedplate.errors import InputError
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
 from bedplate.tasks.detect import Detect

@@ -91,7 +91,9 @@ def evaluate_images(
         InputError: labels that the model does not know, or a model that predicts nothing, without `probe`.
     """
     if probe is not None:
-        return _probed(model, data, [str(probe)] if isinstance(probe, str | Path) else list(map(str, probe)), column, label)
+        return _probed(
+            model, data, [str(probe)] if isinstance(probe, str | Path) else list(map(str, probe)), column, label
+        )
     if isinstance(model.module, Detector | SetDetector):
         boxed = read_boxes(data, names=model.module.labels)
         batches = BoxEvalLoader(boxed, model.processor.size, 8, cache_dir=_cache())
