@@ -108,7 +108,7 @@ def evaluate(
     if isinstance(loaded, ImageModel):
         if data is None or labels is not None or options:
             raise InputError(
-                "a model of images is measured on data, pictures with labels or boxes, and on nothing else"
+                "a model of images is measured on data: pictures with labels or boxes"
             )
         return evaluate_images(loaded, as_list(data), column=column, label=label, probe=probe)
     if probe is not None:

@@ -16,8 +16,8 @@ def info(model: Model | ImageModel | str | Path) -> dict[str, Any]:
     """What a model is.
 
     Returns:
-        {"family", "parameters", "dtype", "trunk", "card"}; of text also "context", "vocab_size", "tied", "tokenizer", of
-        images "image_size", "patch_size", "stem", "labels".
+        {"family", "parameters", "dtype", "trunk", "card"}; of text also "context", "vocab_size", "tied",
+        "tokenizer", of images "image_size", "patch_size", "stem", "labels".
     """
     loaded = load(model) if isinstance(model, str | Path) else model
     if isinstance(loaded, ImageModel):

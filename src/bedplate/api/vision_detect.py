@@ -67,14 +67,15 @@ class DetectRun(VisionRun):
         self.loaders = {
             name: BoxEvalLoader(part, size, rows, cache_dir=self.cache, workers=workers) for name, part in parts.items()
         }
+        boxes = {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()}
         self.found = {
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
-            "boxes": {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()},
+            "boxes": boxes,
             "dropped": dict(train.dropped),
         }
         counts = ", ".join(
-            f"{len(part):,} with {self.found['boxes'][name]:,} boxes {USES[name]}" for name, part in self.parts.items()
+            f"{len(part):,} with {boxes[name]:,} boxes {USES[name]}" for name, part in self.parts.items()
         )
         log.say(f"Pictures with objects of {len(self.classes)} classes ({', '.join(self.classes[:12])}): {counts}.")
         if train.dropped:

@@ -24,6 +24,7 @@ class Reconstruct:
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"loss": "min"}
+    unit: ClassVar[Literal["tokens", "images"]] = "images"
 
     def __init__(
         self,
