@@ -177,11 +177,19 @@ class MAE(nn.Module):
             parameters[name].copy_(value)
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
-        """Fresh weights by name, as in `models.vit`; the last product is zero, so that painting begins as grey."""
+        """Fresh weights by name, as in `models.vit`; the last product is zero, so that painting begins as grey.
+
+        Blocks do not begin as the identity: a decoder of such first learns to paint each place's mean, and is slow to
+        leave that. Their outputs are normal, 1 / sqrt(2 L) of what other matrices are, as in GPT-2.
+        """
         generator, grid = torch.Generator().manual_seed(seed), self.config.encoder.grid
         for name, parameter in self.named_parameters():
             if name in ("encoder.positions", "decoder_positions"):
                 yield name, sincos_positions(grid, parameter.shape[-1])
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                c = self.config.encoder.trunk if name.startswith("encoder.") else self.config.decoder
+                scale = (2 * c.num_hidden_layers * parameter.shape[1]) ** -0.5
+                yield name, torch.randn(parameter.shape, generator=generator) * scale
             else:
                 yield name, fresh_weight(name, parameter.shape, generator)
 
