@@ -107,9 +107,7 @@ def evaluate(
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
     if isinstance(loaded, ImageModel):
         if data is None or labels is not None or options:
-            raise InputError(
-                "a model of images is measured on data: pictures with labels or boxes"
-            )
+            raise InputError("a model of images is measured on data: pictures with labels or boxes")
         return evaluate_images(loaded, as_list(data), column=column, label=label, probe=probe)
     if probe is not None:
         raise InputError(f"probe={probe} is for models of images, and this is a model of text")
