@@ -86,14 +86,14 @@ class ClassifyImagesRun(VisionRun):
         if data.labels is not None:
             train = sample_images(train, data.labels, seed)
         self.parts = {"train": train, **parts}
-        self.loaders = {name: self.eval_loader(part) for name, part in parts.items()}
-        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, self.store(train, self.store_size))
+        self.loaders = {name: self.eval_loader(name, part) for name, part in parts.items()}
+        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, self.store("train", train, self.store_size))
         self.found = {
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
             "dropped": dict(whole.dropped),
             "equal_pictures": same,
-            "broken": [each for store in self.stores for each in store.broken],
+            "broken": self.broken(),
         }
         for line in [*said(self.found), *whole.doubts()]:
             log.say(line)

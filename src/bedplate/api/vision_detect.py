@@ -13,7 +13,7 @@ from bedplate.api.vision_classify import USES
 from bedplate.api.vision_report import write_detection_report
 from bedplate.api.vision_run import VisionRun
 from bedplate.data.augment import BoxAugment
-from bedplate.data.box_loader import BoxEvalLoader, BoxLoader
+from bedplate.data.box_loader import BoxEvalLoader, BoxLoader, box_store, fingerprint
 from bedplate.data.boxes import BoxedImages, read_boxes
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
@@ -62,22 +62,24 @@ class DetectRun(VisionRun):
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = train.split(data.val_fraction, self.recipe.seed)
         self.parts: dict[str, BoxedImages] = {"train": train, **parts}
-        rows, size, workers = self.recipe.train.batch_size, self.processor.size, data.workers
-        self.loader = BoxLoader(train, size, rows, self.recipe.seed, cache_dir=self.cache, workers=workers)
-        self.loaders = {
-            name: BoxEvalLoader(part, size, rows, cache_dir=self.cache, workers=workers) for name, part in parts.items()
-        }
+        rows, size = self.recipe.train.batch_size, self.processor.size
+        self.stores = {name: box_store(part, size, self.cache, data.workers) for name, part in self.parts.items()}
+        self.loader = BoxLoader(train, size, rows, self.recipe.seed, self.stores["train"])
+        self.loaders = {name: BoxEvalLoader(part, size, rows, self.stores[name]) for name, part in parts.items()}
         boxes = {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()}
-        self.found = {
+        self.found: dict[str, Any] = {
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
             "boxes": boxes,
             "dropped": dict(train.dropped),
+            "broken": self.broken(),
         }
         counts = ", ".join(
             f"{len(part):,} with {boxes[name]:,} boxes {USES[name]}" for name, part in self.parts.items()
         )
         log.say(f"Pictures with objects of {len(self.classes)} classes ({', '.join(self.classes[:12])}): {counts}.")
+        if broken := self.found["broken"]:
+            log.say(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
         if train.dropped:
             log.say("Left out: " + ", ".join(f"{count:,} {what}" for what, count in train.dropped.items()) + ".")
 
@@ -87,7 +89,7 @@ class DetectRun(VisionRun):
         )
 
     def facts(self) -> list[dict[str, Any]]:
-        marks = [f"{name}:{part.fingerprint(self.cache)}" for name, part in self.parts.items()]
+        marks = [f"{name}:{fingerprint(part, self.stores[name])}" for name, part in self.parts.items()]
         return [{"fingerprint": " ".join(marks), **self.found}]
 
     def score(self) -> None:

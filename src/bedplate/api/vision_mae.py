@@ -57,13 +57,13 @@ class MAERun(VisionRun):
             train, val = split_images(train, data.val_fraction, self.recipe.seed)
         self.parts = {"train": train} | ({} if val is None else {"val": val})
         rows, seed = self.recipe.train.batch_size, self.recipe.seed
-        self.loader = ImageLoader(train, rows, seed, self.store(train, self.store_size))
-        self.val = None if val is None else self.eval_loader(val)
+        self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size))
+        self.val = None if val is None else self.eval_loader("val", val)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},
             "dropped": dict(whole.dropped),
             "equal_pictures": same,
-            "broken": [each for store in self.stores for each in store.broken],
+            "broken": self.broken(),
         }
         for line in said(self.found):
             log.say(line)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bedplate.api.folders import cache_folder
-from bedplate.data.box_loader import BoxEvalLoader
+from bedplate.data.box_loader import BoxEvalLoader, box_store
 from bedplate.data.boxes import read_boxes
 from bedplate.data.image_files import LabelledImages, read_images
 from bedplate.data.image_loader import ImageEvalLoader
@@ -96,7 +96,8 @@ def evaluate_images(
         )
     if isinstance(model.module, Detector | SetDetector):
         boxed = read_boxes(data, names=model.module.labels)
-        batches = BoxEvalLoader(boxed, model.processor.size, 8, cache_dir=_cache())
+        size = model.processor.size
+        batches = BoxEvalLoader(boxed, size, 8, box_store(boxed, size, _cache()))
         metrics = Detect(model.module, model.processor.mean, model.processor.std).report(batches)
         return {"n": len(boxed), "metrics": {name: row for name, row in metrics.items() if _is_metric(row)}, **metrics}
     if not isinstance(model.module, ViT):

@@ -42,7 +42,7 @@ class VisionRun(Run[VisionRecipe]):
     def __init__(self, recipe: VisionRecipe, resume: bool, command: str, verb: str) -> None:
         self.verb = verb  # type: ignore[misc]  # the same run is pre-training without a base, fine-tuning with one
         super().__init__(recipe, resume, command)
-        self.stores: list[PixelStore] = []
+        self.stores: dict[str, PixelStore] = {}
 
     def make_encoder(self, log: RunLog) -> VisionModel:
         """What reads pictures: the base's, or a fresh one; `processor` follows from both and the recipe.
@@ -71,15 +71,18 @@ class VisionRun(Run[VisionRecipe]):
         encoder.init_weights(recipe.seed)
         return encoder.to(self.hardware.device)
 
-    def store(self, images: LabelledImages, size: tuple[int, int]) -> PixelStore:
-        """The pixels of pictures at one size; `stores` keeps it, for what is broken."""
-        store = PixelStore(images, size, self.processor.fit, self.cache, self.recipe.data.workers)
-        self.stores.append(store)
-        return store
+    def store(self, name: str, images: LabelledImages, size: tuple[int, int]) -> PixelStore:
+        """The pixels of a part's pictures at one size; `stores` keeps it, for what is broken."""
+        self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.recipe.data.workers)
+        return self.stores[name]
 
-    def eval_loader(self, images: LabelledImages) -> ImageEvalLoader:
-        """Batches of pictures to be scored."""
-        return ImageEvalLoader(images, SCORED_ROWS, self.store(images, self.processor.size))
+    def eval_loader(self, name: str, images: LabelledImages) -> ImageEvalLoader:
+        """Batches of a part's pictures, to be scored."""
+        return ImageEvalLoader(images, SCORED_ROWS, self.store(name, images, self.processor.size))
+
+    def broken(self) -> list[str]:
+        """What is wrong with each picture that cannot be decoded."""
+        return [each for store in self.stores.values() for each in store.broken]
 
     def loader_data(self, loader: Loader, val: Any) -> Data:
         pin = self.hardware.device.type == "cuda"
