@@ -87,7 +87,8 @@ class ClassifyImagesRun(VisionRun):
             train = sample_images(train, data.labels, seed)
         self.parts = {"train": train, **parts}
         self.loaders = {name: self.eval_loader(name, part) for name, part in parts.items()}
-        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, self.store("train", train, self.store_size))
+        store = self.store("train", train, self.store_size)
+        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, store)
         self.found = {
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
