@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bedplate.data.boxes import read_boxes
+from bedplate.data.boxes import BoxedImages, read_boxes
+from bedplate.data.image_refs import ImageRef
 from bedplate.errors import InputError
 
 BCCD = Path(__file__).parents[2] / ".." / "shared" / "data" / "bccd"
@@ -74,7 +75,7 @@ def yolo(folder: Path, labels: dict[str, str], *, yaml: str | None = "names: [ca
 
 def test_coco_keeps_pictures_without_objects_and_ids_that_have_gaps(tmp_path: Path) -> None:
     read = read_boxes(coco(tmp_path, [annotation(0, 7, 90, 10, 20, 30, 40), annotation(1, 7, 5, 0, 0, 100, 80)]))
-    assert [Path(image.path).name for image in read.images] == ["a.png", "b.png"]
+    assert [Path(image.file).name for image in read.images] == ["a.png", "b.png"]
     np.testing.assert_array_equal(read.boxes[0], [[10, 20, 40, 60], [0, 0, 100, 80]])
     assert read.boxes[1].shape == (0, 4) and read.boxes[1].dtype == np.float32
     assert (read.names, read.ids) == (["cat", "dog"], [5, 90])
@@ -220,7 +221,7 @@ def test_voc_corners_are_one_based_and_inclusive(tmp_path: Path) -> None:
 def test_voc_files_beside_pictures_that_were_renamed(tmp_path: Path) -> None:
     picture(tmp_path / "new.png")
     read = read_boxes(voc(tmp_path, "new", voc_object("x", 1, 1, 5, 5), filename=r"C:\old\IMG_1.JPG", to="."))
-    assert read.images[0].path.endswith("new.png") and len(read.boxes[0]) == 1
+    assert read.images[0].file.endswith("new.png") and len(read.boxes[0]) == 1
 
 
 @pytest.mark.parametrize(
@@ -366,10 +367,8 @@ def test_what_holds_no_boxes_says_what_is_wanted(tmp_path: Path) -> None:
 
 @given(st.integers(2, 40), st.floats(0.05, 0.95), st.integers(0, 99))
 def test_a_split_parts_the_pictures(n: int, fraction: float, seed: int) -> None:
-    from bedplate.data.boxes import BoxedImages, ImageRef
-
     whole = BoxedImages(
-        [ImageRef(str(i)) for i in range(n)],
+        [ImageRef(str(i), str(i)) for i in range(n)],
         np.arange(2 * n).reshape(n, 2),
         [np.full((1, 4), i, np.float32) for i in range(n)],
         [np.zeros(1, np.int64)] * n,
@@ -382,11 +381,11 @@ def test_a_split_parts_the_pictures(n: int, fraction: float, seed: int) -> None:
         return
     rest, held = whole.split(fraction, seed)
     assert len(held) == round(fraction * n)
-    names = [image.path for image in rest.images + held.images]
-    assert sorted(names, key=int) == [image.path for image in whole.images]
+    names = [image.file for image in rest.images + held.images]
+    assert sorted(names, key=int) == [image.file for image in whole.images]
     for part in (rest, held):
-        assert [int(boxes[0, 0]) for boxes in part.boxes] == [int(image.path) for image in part.images]
-        assert (part.sizes[:, 0] // 2).tolist() == [int(image.path) for image in part.images]
+        assert [int(boxes[0, 0]) for boxes in part.boxes] == [int(image.file) for image in part.images]
+        assert (part.sizes[:, 0] // 2).tolist() == [int(image.file) for image in part.images]
 
 
 @pytest.mark.skipif(not BCCD.exists(), reason="the shared data is not here")

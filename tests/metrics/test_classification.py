@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from bedplate.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class
+from bedplate.metrics.classification import accuracy, confusion_matrix, macro_f1, per_class, per_class_intervals
 
 CLASSES = 6
 pairs = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=50)
@@ -109,3 +109,18 @@ def test_what_cannot_be_scored_is_an_error(truth: list, predicted: list, match: 
 def test_accuracy_of_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing was scored"):
         accuracy([], [])
+
+
+def test_the_intervals_of_a_class_hold_its_shares_and_narrow_with_rows() -> None:
+    matrix = np.array([[30, 10, 0], [5, 55, 0], [0, 0, 0]])
+    few, many = per_class_intervals(matrix), per_class_intervals(100 * matrix)
+    for plain, row, narrow in zip(per_class(matrix), few, many, strict=True):
+        for key in ("precision", "recall"):
+            assert row[key]["value"] == plain[key] == narrow[key]["value"]
+            assert row[key]["low"] <= plain[key] <= row[key]["high"]
+        assert row["f1"] == plain["f1"] and row["n"] == plain["n"]
+    assert (few[0]["recall"]["n"], few[0]["precision"]["n"]) == (40, 35)
+    assert few[0]["recall"]["high"] - few[0]["recall"]["low"] > 5 * (
+        many[0]["recall"]["high"] - many[0]["recall"]["low"]
+    )
+    assert few[2]["recall"] == {"value": 0, "low": 0, "high": 1, "n": 0}

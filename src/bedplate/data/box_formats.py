@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,9 +15,9 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from bedplate.data.images import FORMATS, SUFFIXES
 from bedplate.errors import InputError
 
-SUFFIXES = frozenset(Image.registered_extensions()) - {".pdf", ".ps", ".eps"}
 ORIENTATION = 0x0112  # the EXIF tag
 TURNED = (5, 6, 7, 8)  # orientations by which height and width change places
 NAMES_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
@@ -290,8 +291,8 @@ def _parts(image: Path) -> list[str]:
 def _checked_size(where: str, path: Path, height: float | None = None, width: float | None = None) -> tuple[int, int]:
     """The (height, width) of the upright picture, which must be those of the annotations, where these have some."""
     try:
-        with Image.open(path) as image:
-            stored, orientation = (image.height, image.width), image.getexif().get(ORIENTATION, 1)
+        with Image.open(path, formats=FORMATS) as image:
+            stored, orientation = (image.height, image.width), _orientation(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: this is no picture that can be read ({error}); mend or remove it") from None
     size = stored[::-1] if orientation in TURNED else stored
@@ -303,6 +304,13 @@ def _checked_size(where: str, path: Path, height: float | None = None, width: fl
             f"is shown turned, {size[1]} x {size[0]}, as its EXIF orientation asks: boxes must be of the turned picture"
         )
     raise InputError(f"{where} is said to be {width:g} x {height:g} pixels (width x height), but the picture {how}")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
+        return 1  # mangled EXIF tells no turn, as `images.decode` has it
 
 
 def _once(what: str, values: Iterable[Any], problem: str) -> None:

@@ -19,19 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from bedplate.data import box_formats
 from bedplate.data.box_formats import BoxSet, Entry
+from bedplate.data.image_refs import ImageRef
 from bedplate.data.order import keys, permute
 from bedplate.errors import InputError
 
 ROUNDING = 0.5
 """Pixels by which rounding may put a side outside of its picture: clipped without a word."""
 WITHOUT_AREA, OUTSIDE = "boxes without area", "boxes outside of their picture"
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """Where a picture is: the path of its file."""
-
-    path: str
 
 
 @dataclass(frozen=True)
@@ -146,7 +140,7 @@ def read_boxes(path: str | Path | Sequence[str | Path], names: Sequence[str] | N
     sizes, boxes, classes, crowd = (list(column) for column in zip(*read, strict=True))
     clipped = counts.pop("clipped", 0)
     return BoxedImages(
-        [ImageRef(str(entry.path)) for each in sets for entry in each.entries],
+        [ImageRef(str(entry.path), str(entry.path)) for each in sets for entry in each.entries],
         np.array(sizes, np.int64),
         boxes,
         classes,
