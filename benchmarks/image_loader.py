@@ -9,7 +9,9 @@ running already. It fails unless all ways give the same pixels.
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import shutil
 import statistics
 import tempfile
@@ -62,9 +64,11 @@ def with_bedplate(images: LabelledImages, cache: Path, workers: int) -> np.ndarr
 
 
 def main() -> None:
-    from side_by_side import Way, measure, parser  # brings torch, which the processes do without
+    from side_by_side import Way, measure  # brings torch, which the processes do without
 
-    options = parser(__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5, help="times that each way is measured, in turn")
+    options.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     options.add_argument("--data", type=Path, help=f"parquet of JPEGs of {SIDE} pixels; generated if not given")
     options.add_argument("--count", type=int, default=20_000, help="pictures, at most")
     options.add_argument("--workers", type=int, default=2)
@@ -85,14 +89,18 @@ def main() -> None:
             if not all(np.array_equal(first, work()) for work in works[1:]):
                 raise SystemExit("the pixels differ")
             ways = [Way(name, len(files), work, not i) for i, (name, work) in enumerate(zip(names, works, strict=True))]
-            speeds = measure(ways, args.rounds, args.clock)
+            speeds = measure(ways, args.rounds, "wall")
     print(f"{len(files):,} JPEGs of {SIDE} pixels, {sum(map(len, files)) / len(files):,.0f} bytes each on average")
     print(f"{'':<34} {'JPEG/s':>9}   min - max")
     for name, values in speeds.items():
         print(f"{name:<34} {statistics.median(values):9,.0f}   {min(values):,.0f} - {max(values):,.0f}")
+    ratios = {}
     for peer in names[1:]:
-        ratio = statistics.median(ours / other for ours, other in zip(speeds[names[0]], speeds[peer], strict=True))
-        print(f"times the speed of {peer:<23} {ratio:9.2f}")
+        pairs = zip(speeds[names[0]], speeds[peer], strict=True)
+        ratios[peer] = statistics.median(ours / other for ours, other in pairs)
+        print(f"times the speed of {peer:<23} {ratios[peer]:9.2f}")
+    if args.json is not None:
+        args.json.write_text(json.dumps({"jpegs_per_second": speeds, "ratios": ratios}, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     for data, said in [
         (b"", "an empty file"),
         (b"hello", "no picture of a known kind"),
-        (b"%!PS-Adobe-3.0 EPSF", "no"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "no picture of a known kind"),
     ]:
         path = tmp_path / "x.png"
         path.write_bytes(data)
