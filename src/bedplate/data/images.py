@@ -74,11 +74,12 @@ def _decode(source: Source, where: str, at_least: tuple[int, int] | None) -> Ima
         return _as_rgb(ImageOps.exif_transpose(source), where)
     if isinstance(source, np.ndarray):
         return _as_rgb(Image.fromarray(source), where)
-    if isinstance(source, bytes) and not source:
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not content:
         raise BadImage(f"{where}: an empty file; replace the file or leave it out")
-    if isinstance(source, bytes) and (small := _plain_small_jpeg(source)) is not None:
+    if (small := _plain_small_jpeg(content)) is not None:
         return small
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         if at_least is not None:
             side = SPARE * max(at_least)  # EXIF may yet swap height and width
             image.draft(None, (side, side))

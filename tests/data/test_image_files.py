@@ -1,0 +1,377 @@
+import csv
+import json
+import pickle
+import shutil
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bedplate.data.image_files import (
+    ImageRef,
+    LabelledImages,
+    fingerprint,
+    read_images,
+    same_images,
+    sample_images,
+    split_images,
+)
+from bedplate.errors import InputError
+
+from .pictures import encoded, noise, save, write_idx
+from .writers import compress, write_tar
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def shown(data: LabelledImages) -> list[tuple[int, str | None]]:
+    """(seed of the picture, label) of each."""
+    seeds = {noise(8, 8, seed).tobytes(): seed for seed in range(20)}
+    labels: list[Any] = data.labels or [None] * len(data)
+    return [(seeds[np.asarray(ref.image()).tobytes()], label) for ref, label in zip(data.images, labels, strict=True)]
+
+
+def png(seed: int) -> bytes:
+    return encoded(noise(8, 8, seed))
+
+
+def write_parquet(path: Path, images: list[Any], labels: list[Any] | None, names: list[str] | None = None) -> Path:
+    columns: dict[str, Any] = {"image": pa.array(images, STRUCT)}
+    if labels is not None:
+        columns["label"] = labels
+    table = pa.table(columns)
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def hub_rows(count: int) -> list[dict[str, Any]]:
+    return [{"bytes": png(i), "path": None} for i in range(count)]
+
+
+def test_a_folder_of_folders(tmp_path: Path) -> None:
+    save(tmp_path / "dog" / "a.png", 0)
+    save(tmp_path / "cat" / "b.PNG", 1)
+    save(tmp_path / "cat" / "more" / "a.bmp", 2)
+    save(tmp_path / "cat" / ".hidden.png", 3)
+    save(tmp_path / "__MACOSX" / "cat" / "b.png", 3)
+    save(tmp_path / "stray.png", 4)
+    (tmp_path / "cat" / "notes.txt").write_text("x")
+    data = read_images(tmp_path)
+    assert shown(data) == [(1, "cat"), (2, "cat"), (0, "dog")]
+    assert data.classes == ["cat", "dog"] and data.targets is not None and data.targets.tolist() == [0, 0, 1]
+    assert data.sources[0] == str(tmp_path / "cat" / "b.PNG")
+    assert data.dropped == {
+        "hidden files": 2,
+        "files of other kinds": 1,
+        "pictures outside of the class folders": 1,
+    }
+    assert read_images(tmp_path, label="").labels is None
+    with pytest.raises(InputError, match=r"b\.PNG: label 'cat' is not among .* 'Cat', 'dog' \(did you mean 'Cat'\?\)"):
+        read_images(tmp_path, classes=["Cat", "dog"])
+    assert read_images(tmp_path, classes=["dog", "cat"]).classes == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("above", ["", "data", "data/images"])
+def test_the_train_part_of_a_folder(tmp_path: Path, above: str) -> None:
+    for split, seed in (("train", 0), ("val", 2), ("test", 4)):
+        save(tmp_path / above / split / "cat" / "a.png", seed)
+        save(tmp_path / above / split / "dog" / "a.png", seed + 1)
+    (tmp_path / "README.md").write_text("about")
+    data = read_images(tmp_path)
+    assert shown(data) == [(0, "cat"), (1, "dog")]
+    assert data.dropped == {"files of other kinds": 1, "files of other splits": 4}
+    assert shown(read_images(tmp_path / above / "val")) == [(2, "cat"), (3, "dog")]
+
+
+def test_class_folders_named_like_splits_stay(tmp_path: Path) -> None:
+    for seed, name in enumerate(("test_tube", "train_station", "tree")):
+        save(tmp_path / name / "a.png", seed)
+    assert shown(read_images(tmp_path)) == [(0, "test_tube"), (1, "train_station"), (2, "tree")]
+
+
+def test_pictures_without_labels(tmp_path: Path) -> None:
+    for seed in range(3):
+        save(tmp_path / "all" / f"{seed}.png", seed)
+    for path in (tmp_path, tmp_path / "all", tmp_path / "all" / "*.png", str(tmp_path / "**" / "*.png")):
+        data = read_images(path)
+        assert shown(data) == [(0, None), (1, None), (2, None)]
+        assert data.targets is None and data.classes == []
+    one = tmp_path / "all" / "1.png"
+    assert shown(read_images([one, tmp_path / "all"])) == [(1, None), (0, None), (1, None), (2, None)]
+    assert [len(part) for part in split_images(read_images(tmp_path), 0.34, 0)] == [2, 1]
+
+
+def test_a_glob_has_labels_by_folder(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "cat" / "a.png", 0)
+    save(tmp_path / "x" / "dog" / "a.png", 1)
+    assert shown(read_images(tmp_path / "x" / "*" / "*.png")) == [(0, "cat"), (1, "dog")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize(
+    ("image", "label"), [("file_name", "label"), ("image", "Category"), ("where it is", "class"), ("id", "target")]
+)
+def test_tables_of_paths(tmp_path: Path, kind: str, image: str, label: str) -> None:
+    for seed in range(3):
+        save(tmp_path / "pictures" / f"{seed}.png", seed)
+    rows = [{"n": str(i), image: f"pictures/{i}.png", label: "even" if i % 2 == 0 else "odd"} for i in range(3)]
+    rows.append({"n": "3", image: "", label: "odd"})
+    rows.append({"n": "4", image: str(tmp_path / "pictures" / "0.png"), label: ""})
+    path = tmp_path / f"x.{kind}"
+    if kind.startswith("jsonl"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(compress(text.encode(), kind.partition(".")[2]))
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    data = read_images(path)
+    assert shown(data) == [(0, "even"), (1, "odd"), (2, "even")]
+    assert data.dropped == {"rows without a picture": 1, "missing labels": 1}
+    assert f"x.{kind}:" in data.sources[0] and "0.png" in data.sources[0]
+    assert shown(read_images(path, image=image, label="")) == [(0, None), (1, None), (2, None), (0, None)]
+
+
+def test_metadata_beside_pictures(tmp_path: Path) -> None:
+    for seed in range(2):
+        save(tmp_path / "train" / f"{seed}.png", seed)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n0.png,b\n1.png,a\n")
+    assert shown(read_images(tmp_path)) == [(0, "b"), (1, "a")]
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_parquet_as_the_hub_has_it(tmp_path: Path, compression: str) -> None:
+    save(tmp_path / "beside.png", 5)
+    images = [*hub_rows(5), {"bytes": None, "path": "beside.png"}]
+    path = write_parquet(tmp_path / "x.parquet", images, [1, 0, 1, 1, -1, 0], ["no", "yes"])
+    if compression:
+        path = path.with_suffix(".parquet.gz")
+        path.write_bytes(compress((tmp_path / "x.parquet").read_bytes(), compression))
+    data = read_images(path)
+    if compression:  # the schema is not looked for there: numbers stay numbers
+        assert data.labels == ["1", "0", "1", "1", "-1", "0"]
+        assert [seed for seed, _ in shown(data)] == [0, 1, 2, 3, 4, 5]
+        return
+    assert shown(data) == [(0, "yes"), (1, "no"), (2, "yes"), (3, "yes"), (5, "no")]
+    assert data.dropped == {"missing labels": 1} and data.classes == ["no", "yes"]
+    assert data.sources[1] == f"{path}:2"
+    assert shown(pickle.loads(pickle.dumps(data))) == shown(data)
+
+
+def test_parquet_of_bytes_without_labels(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"png": [png(1), png(0)], "text": ["a", "b"]}), tmp_path / "x.parquet")
+    assert shown(read_images(tmp_path / "x.parquet")) == [(1, None), (0, None)]
+
+
+def test_a_table_that_changes_is_read_anew(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", hub_rows(2), None)
+    assert shown(read_images(path)) == [(0, None), (1, None)]
+    write_parquet(path, hub_rows(4)[2:], None)
+    assert shown(read_images(path)) == [(2, None), (3, None)]
+
+
+MEMBERS = {
+    "webdataset": ({f"{i}.png": png(i) for i in range(3)} | {f"{i}.cls": str(i % 2).encode() for i in range(3)}, None),
+    "text": ({f"s/{i}.png": png(i) for i in range(3)} | {f"s/{i}.txt": f"{i % 2}\n".encode() for i in range(3)}, None),
+    "json": (
+        {f"{i}.a.png": b"no" for i in range(2)}
+        | {f"{i}.png": png(i) for i in range(3)}
+        | {f"{i}.json": json.dumps({"label": i % 2, "x": "y"}).encode() for i in range(3)},
+        None,
+    ),
+    "named": (
+        {f"{i}.png": png(i) for i in range(3)}
+        | {f"{i}.json": json.dumps({"label": "no", "kind": i % 2}).encode() for i in range(3)},
+        "kind",
+    ),
+    "folders": ({f"x/{i % 2}/{i}.png": png(i) for i in range(3)}, None),
+}
+
+
+@pytest.mark.parametrize("form", MEMBERS)
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tgz", "tar.zst"])
+def test_tar_archives(tmp_path: Path, form: str, suffix: str) -> None:
+    members, label = MEMBERS[form]
+    hidden = {"._0.png": b"x"}
+    compression = {"tgz": "gz"}.get(suffix, suffix.partition(".")[2])
+    path = write_tar(tmp_path / f"x.{suffix}", members | hidden, compression)
+    data = read_images(path, label=label)
+    assert sorted(shown(data)) == [(0, "0"), (1, "1"), (2, "0")]
+    assert data.dropped["hidden files"] == 1
+    assert data.dropped.get("files of other kinds", 0) == (2 if form == "json" else 0)
+    assert f"x.{suffix}::" in data.sources[0]
+    assert read_images(path, label="").labels is None
+
+
+def test_a_tar_without_labels_has_none(tmp_path: Path) -> None:
+    data = {"a.png": png(0), "a.json": b'{"caption": "x"}', "b.png": png(1), "b.json": b'{"caption": "y"}'}
+    path = write_tar(tmp_path / "x.tar", data)
+    assert shown(read_images(path)) == [(0, None), (1, None)]
+    with pytest.raises(InputError, match=r"x\.tar: no labels in 'kind'; name the column"):
+        read_images(path, label="kind")
+
+
+@pytest.mark.parametrize("dash", ["-", "."])
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_idx_files(tmp_path: Path, gz: str, dash: str) -> None:
+    greys = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
+    for part, count in (("train", 5), ("t10k", 2)):
+        write_idx(tmp_path / f"{part}-images{dash}idx3-ubyte{gz}", greys[:count])
+        write_idx(tmp_path / f"{part}-labels{dash}idx1-ubyte{gz}", np.array([7, 3, 7, 0, 3], np.uint8)[:count])
+    data = read_images(tmp_path)
+    assert data.labels == ["7", "3", "7", "0", "3"] and data.classes == ["0", "3", "7"]
+    assert data.dropped == {"files of other splits": 1}
+    assert np.array_equal(np.asarray(data.images[2].image())[..., 1], greys[2])
+    assert len(read_images(tmp_path / f"t10k-images{dash}idx3-ubyte{gz}")) == 2
+    (tmp_path / f"train-labels{dash}idx1-ubyte{gz}").unlink()
+    assert read_images(tmp_path).labels is None
+
+
+class FakeRows(list[dict[str, Any]]):
+    def decode(self, enable: bool) -> "FakeRows":
+        assert not enable
+        return self
+
+
+class FakeHub(types.ModuleType):
+    """Stands in for the `datasets` library, which needs the network."""
+
+    def load_dataset(self, name: str, config: str | None, *, split: str, streaming: bool) -> FakeRows:
+        return FakeRows({"image": {"bytes": png(i), "path": "x.png"}, "label": i % 2} for i in range(3))
+
+    def load_dataset_builder(self, name: str, config: str | None) -> types.SimpleNamespace:
+        features = {"label": types.SimpleNamespace(names=["yes", "no"]), "image": types.SimpleNamespace()}
+        return types.SimpleNamespace(info=types.SimpleNamespace(features=features))
+
+
+def test_data_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub("datasets"))
+    data = read_images("hf:org/name")
+    assert shown(data) == [(0, "yes"), (1, "no"), (2, "yes")] and data.classes == ["yes", "no"]
+    assert data.sources[0] == "hf:org/name:1"
+
+
+def test_the_real_library_gives_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    path = write_parquet(tmp_path / "x.parquet", hub_rows(2), [0, 1], ["yes", "no"])
+    monkeypatch.setattr(datasets, "load_dataset_builder", FakeHub("x").load_dataset_builder)
+    real = datasets.load_dataset
+
+    def local(name: str, config: str | None, *, split: str, streaming: bool) -> Any:
+        return real("parquet", data_files=str(path), split=split, streaming=streaming, cache_dir=str(tmp_path))
+
+    monkeypatch.setattr(datasets, "load_dataset", local)
+    assert shown(read_images("hf:org/name")) == [(0, "yes"), (1, "no")]
+
+
+def test_urls(tmp_path: Path) -> None:
+    import fsspec
+
+    path = write_parquet(tmp_path / "x.parquet", hub_rows(3), ["a", "b", "a"])
+    archive = write_tar(tmp_path / "y.tar", MEMBERS["webdataset"][0])
+    with fsspec.open("memory://pictures/x.parquet", "wb") as file:
+        file.write(path.read_bytes())
+    with fsspec.open("memory://pictures/y.tar", "wb") as file:
+        file.write(archive.read_bytes())
+    assert shown(read_images("memory://pictures/x.parquet")) == [(0, "a"), (1, "b"), (2, "a")]
+    assert shown(read_images("memory://pictures")) == [(0, "a"), (1, "b"), (2, "a"), (0, "0"), (1, "1"), (2, "0")]
+
+
+def test_what_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.doc").write_text("x")
+    (tmp_path / "a.csv").write_text("name,label\na,1\nb,2\n")
+    (tmp_path / "b.csv").write_text("left,right,label\na.png,b.png,1\nb.png,c.png,0\n")
+    (tmp_path / "c.jsonl").write_text('{"image": 5, "label": 1}\n')
+    (tmp_path / "d.csv").write_text("image,label\n" + "".join(f"{i}.png,{i}\n" for i in range(30)))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\1")
+    (tmp_path / "e.tar").write_bytes(b"no archive" * 100)
+    write_tar(tmp_path / "f.tar", {"a.png": png(0), "a.json": b"{"})
+    write_parquet(tmp_path / "g.parquet", hub_rows(2), [0, 5], ["a", "b"])
+    for name, image, label, said in [
+        ("nowhere", None, None, "nowhere: no such file or folder"),
+        ("*.none", None, None, "no file matches this pattern"),
+        ("empty", None, None, "empty: no pictures; known suffixes are .jpg"),
+        ("x.doc", None, None, "no picture and no table or archive of them"),
+        (
+            "a.csv",
+            None,
+            None,
+            "not clear which column holds the pictures: present are 'name', 'label'; name the column",
+        ),
+        ("b.csv", None, None, "of which 'left', 'right' could be it; name the column: data.image="),
+        ("b.csv", "middle", None, "no column 'middle'"),
+        ("b.csv", "left", "kind", "no column 'kind'"),
+        ("c.jsonl", "image", None, "c.jsonl:1: 'image' holds int, no path or picture"),
+        ("d.csv", None, None, "30 distinct labels in 30 rows: is 'label' the label column"),
+        ("train-images-idx3-ubyte", None, None, "no IDX file of unsigned bytes, or not whole"),
+        ("e.tar", None, None, "e.tar: truncated or corrupt"),
+        ("f.tar", None, None, "f.tar::a.json: no label can be read"),
+        ("g.parquet", None, None, "g.parquet:2: 'label' is 5, but the schema names 2 classes"),
+    ]:
+        with pytest.raises(InputError) as error:
+            read_images(tmp_path / name, image, label)
+        assert said in str(error.value), name
+    with pytest.raises(InputError, match="the list of data paths is empty"):
+        read_images([])
+
+
+LABELS = st.lists(st.sampled_from("aaaabbc"), min_size=2, max_size=60)
+
+
+@given(LABELS, st.integers(0, 9), st.data())
+def test_parts_in_proportion(labels: list[str], seed: int, draw: st.DataObject) -> None:
+    refs = [ImageRef(f"{i}", f"{i}") for i in range(len(labels))]
+    data = LabelledImages(refs, labels, ["a", "b", "c"], {})
+    count = draw.draw(st.integers(len(set(labels)), len(labels)))
+    part = sample_images(data, count, seed)
+    assert len(part) == count and set(part.labels or ()) == set(labels) and part.classes == data.classes
+    larger = sample_images(data, len(labels), seed)
+    assert set(part.sources) <= set(larger.sources) and larger == data
+    assert all(labels[int(ref.where)] == label for ref, label in zip(part.images, part.labels or (), strict=True))
+
+
+def test_the_same_pictures_on_both_sides(tmp_path: Path) -> None:
+    for seed in range(4):
+        save(tmp_path / "train" / f"{seed}.png", seed)
+    write_parquet(tmp_path / "test.parquet", [*hub_rows(6)[4:], {"bytes": png(2), "path": None}], None)
+    (tmp_path / "train" / "4.png").write_bytes(b"")
+    copied = encoded(noise(8, 8, 2))
+    (tmp_path / "train" / "2.png").write_bytes(copied)
+    assert same_images(read_images(tmp_path / "train"), read_images(tmp_path / "test.parquet")).tolist() == [2]
+
+
+def test_fingerprints_are_of_the_contents(tmp_path: Path) -> None:
+    for seed, name in enumerate(("cat", "dog")):
+        save(tmp_path / "x" / name / "a.png", seed)
+    first = fingerprint(read_images(tmp_path / "x"), tmp_path / "cache")
+    assert len(first) == 32
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    assert fingerprint(read_images(tmp_path / "y"), tmp_path / "cache") == first
+    assert fingerprint(read_images(tmp_path / "x", label=""), tmp_path / "cache") != first
+    assert fingerprint(read_images(tmp_path / "x").select([1, 0]), tmp_path / "cache") != first
+    save(tmp_path / "y" / "dog" / "a.png", 2)
+    assert fingerprint(read_images(tmp_path / "y"), tmp_path / "cache") != first
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data")
+def test_real_data() -> None:
+    data = read_images(SHARED / "cifar10" / "test.parquet")
+    assert len(data) == 10_000 and len(data.classes) == 10 and data.images[9_999].image().size == (32, 32)
+    emoji = read_images(SHARED / "emoji" / "fluent.tar", label="group")
+    assert len(emoji) == 3374 and "food & drink" in emoji.classes
+    assert len(read_images(SHARED / "bccd" / "train")) == 205
