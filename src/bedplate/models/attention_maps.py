@@ -1,4 +1,4 @@
-"""Where a vision model looks: the attention that its summary of an image pays to each patch (arXiv 2104.14294, fig. 1)."""
+"""Where a vision model looks: how much its summary of an image attends to each patch (arXiv 2104.14294, figure 1)."""
 
 from __future__ import annotations
 
