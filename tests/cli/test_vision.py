@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import bedplate
+from bedplate.report import fonts
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 COLOURS = {"blue": (40, 60, 200), "red": (200, 50, 40)}
@@ -169,6 +170,7 @@ def test_drawing_where_it_looks(run_cli: Any, classifier: Path, encoder: Path, p
 
 def test_boxes(run_cli: Any, detector: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bedplate.report.fonts.FONTS", ())
+    fonts._fonts.cache_clear()
     out = tmp_path / "found.png"
     (boxes,) = one_value(run_cli("predict", detector, photo, "--json", "--threshold", 0))
     assert boxes and all(row["label"] in ("cell", "赤血球") and len(row["box"]) == 4 for row in boxes)
@@ -176,6 +178,7 @@ def test_boxes(run_cli: Any, detector: Path, photo: Path, tmp_path: Path, monkey
     assert result.out.splitlines()[0] == f"{photo}: {len(boxes)} found" and out.exists()
     assert result.out.count("\n") == 1 + len(boxes)
     assert "赤血球: it is drawn as #2" in result.err
+    fonts._fonts.cache_clear()
 
 
 def test_features_and_facts(run_cli: Any, encoder: Path, classifier: Path, pictures: Path) -> None:

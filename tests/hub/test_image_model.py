@@ -17,6 +17,7 @@ from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel
 from bedplate.hub.processor import ImageProcessor
 from bedplate.hub.vision_directory import VisionModule, encoder_of
+from bedplate.models.attention_maps import attention_maps
 from bedplate.models.detector import Detector, DetectorConfig
 from bedplate.models.mae import MAE, MAEConfig
 from bedplate.models.set_detector import SetDetector, SetDetectorConfig
@@ -122,6 +123,27 @@ def test_boxes_are_in_pixels_of_the_picture(fit: Any) -> None:
     scale = (4.0, 4.0) if fit == "letterbox" else (1.5, 4.0)
     wanted = [[10 * scale[0], 20 * scale[1], 30 * scale[0], 60 * scale[1]], [0, 0, 300, 400]]
     assert processor.boxes_on(tall, canvas).tolist() == wanted
+
+
+@pytest.mark.parametrize("fit", ["stretch", "letterbox", "cover"])
+def test_attention_covers_what_is_seen(fit: Any) -> None:
+    """A white spot on black is where the network has it, once what is seen of the picture is brought to its size."""
+    processor = ImageProcessor(SIZE, fit=fit)
+    for size in ((300, 400), (400, 100), (24, 16)):
+        image = Image.new("RGB", size)
+        image.paste("white", (size[0] // 2, size[1] // 2, size[0] // 2 + size[0] // 6, size[1] // 2 + size[1] // 6))
+        again = ImageProcessor(SIZE).pixels([processor.seen(image)]).float()
+        assert (again - processor.pixels([image]).float()).abs().mean() < 3, size
+
+
+def test_attention_of_pictures(module: VisionModule, picture: Image.Image) -> None:
+    model = ImageModel(module, ImageProcessor(encoder_of(module).config.image_size))
+    maps = model.attention([picture, picture.rotate(90), picture], batch_size=2)
+    assert maps.shape == (3, 2, *encoder_of(module).config.grid) and maps.min() > 0
+    torch.testing.assert_close(maps[0], maps[2])
+    assert not torch.equal(maps[0], maps[1])
+    torch.testing.assert_close(maps[:1], attention_maps(encoder_of(module), model.processor([picture])))
+    assert model.attention([]).shape == (0, *maps.shape[1:])
 
 
 def test_bad_input(picture: Image.Image, tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def classified() -> dict[str, Any]:
         ],
         "mistakes": wrong,
         "right": [{"image": plain(32, 32), "label": "cat", "predicted": "cat", "score": 0.9}],
+        "looks": [{**wrong[0], "map": [[0.1, 0.2], [0.3, 0.9]]}],
         "data": {"path": "pets", "train": 205, "dropped": {"broken pictures": 2}},
     }
 
@@ -242,12 +243,13 @@ class Page(HTMLParser):
 def test_the_page_of_a_classifier(classified: dict[str, Any]) -> None:
     html = classification_report(classified)
     page = Page(html)
-    assert len(page.loaded) == 4 and all(uri.startswith("data:image/png;base64,") for uri in page.loaded)
+    assert [uri[:15] for uri in page.loaded] == ["data:image/png;"] * 5 + ["data:image/jpeg"]
+    assert np.asarray(decoded(page.loaded[5]).convert("L"), np.int64).argmax() // 480 > 240, "the greatest of the map"
     assert "img-src data:" in html and "default-src 'none'" in html
     for words in ("Test pictures", "70.0", "68.0 to 73.0", "Reliability", "ECE", "broken pictures", "57 pictures"):
         assert words in html, words
     assert "texts" not in html
-    assert re.findall(r"“dog”, (\d+) % sure", html) == ["99", "70", "40"], "the surest first"
+    assert re.findall(r"“dog”, (\d+) % sure", html) == ["99", "70", "40", "40"], "the surest first"
 
 
 def test_the_page_of_a_detector(detected: dict[str, Any]) -> None:

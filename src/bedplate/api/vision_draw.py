@@ -79,17 +79,12 @@ def _drawn(model: ImageModel, source: Source, found: Any, attention: bool) -> Im
     if attention:
         image.thumbnail(LOOKED_AT)
     labelled = legible(image)
-    if isinstance(found, dict) and "label" in found:
-        whole = (0.0, 0.0, float(image.width - 1), float(image.height - 1))
-        found = [{"box": whole, "label": found["label"], "score": found["score"]}]
     if isinstance(found, list):
-        labelled = draw_boxes(
-            image,
-            [row["box"] for row in found],
-            [row["label"] for row in found],
-            [row["score"] for row in found],
-            names=model.labels,
-        )
+        boxes, labels, scores = ([row[key] for row in found] for key in ("box", "label", "score"))
+        labelled = draw_boxes(image, boxes, labels, scores, names=model.labels)
+    elif "label" in found:
+        whole = (0, 0, labelled.width - 1, labelled.height - 1)
+        labelled = draw_boxes(labelled, [whole], [found["label"]], [found["score"]], names=model.labels)
     if not attention:
         return labelled
     return side_by_side(labelled, heat(legible(model.processor.seen(image)), model.attention(image)[0].mean(0).numpy()))

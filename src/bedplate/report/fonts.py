@@ -45,6 +45,7 @@ def _fonts(size: int) -> list[ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     return found
 
 
+@lru_cache(maxsize=4096)
 def _has(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, character: str) -> bool:
     if unicodedata.category(character) in UNSEEN:
         return True
