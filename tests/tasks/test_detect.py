@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bedplate.data.boxes import BoxedImages
+from bedplate.data.image_refs import ImageRef
 from bedplate.errors import InputError
 from bedplate.metrics.detection import detection_metrics
 from bedplate.models.detector import Detector, DetectorConfig
@@ -83,8 +85,10 @@ def test_augmentation_is_of_training_alone() -> None:
 def test_evaluation_is_the_judge_over_all_batches(network: Detector | SetDetector) -> None:
     batches = [batch(0), batch(3)]
     task = Detect(network.train(), MEAN, STD)
-    truth, found, _, _ = task.judged(batches)
+    judged = task.judged(batches)
     assert network.training
+    assert list(judged) == [0, 1, 2, 3, 4, 5]
+    truth, found = [each.truth for each in judged.values()], [each.found for each in judged.values()]
     assert [len(row["boxes"]) for row in truth] == [2, 1, 1, 2, 1, 1]
     assert all(len(row["scores"]) for row in found)
     measured = task.evaluate(batches)
@@ -126,18 +130,30 @@ def test_the_truth_scores_one() -> None:
     assert measured["loss"]["value"] == pytest.approx(3 * 0.5 / 4)  # by object
 
 
-def test_crowds_are_not_trained_on_and_take_no_detection_for_wrong() -> None:
+def test_the_report_is_in_pixels_of_the_pictures_and_knows_crowds() -> None:
+    """Pictures five times the canvas: what is small there is of middling size here; what hits a crowd is no miss."""
     one = batch()
-    crowd = torch.zeros_like(one["classes"], dtype=torch.bool)
-    crowd[0, 1] = True
+    one["classes"][0, 1] = 0
+    boxed = BoxedImages(
+        images=[ImageRef(str(n), f"{n}.png") for n in range(3)],
+        sizes=np.array([[160, 240]] * 3),
+        boxes=[b[c >= 0].numpy() * 5 for b, c in zip(one["boxes"], one["classes"], strict=True)],
+        classes=[c[c >= 0].numpy() for c in one["classes"]],
+        crowd=[np.array([False, True]), np.array([False]), np.array([False])],
+        names=LABELS,
+        ids=[0, 1],
+        dropped={},
+        clipped=0,
+    )
     task = Detect(Seer(one), MEAN, STD)  # type: ignore[arg-type]
-    assert task.evaluate([one | {"crowd": crowd}])["map"]["value"] == pytest.approx(1.0)
-    network = module("dense")
-    without = one["classes"].masked_fill(crowd, -1)
-    expected = network.losses(torch.zeros(3, 3, *SIZE), one["boxes"], without)
-    black = {"pixels": torch.zeros(3, 3, *SIZE, dtype=torch.uint8), "crowd": crowd}
-    ours = Detect(network, [0.0] * 3, [1.0] * 3).loss(one | black)
-    torch.testing.assert_close(ours, expected)
+    loaded = one | {"classes": one["classes"].clone()}
+    loaded["classes"][0, 1] = -1  # loaders leave crowds out
+    assert "map_medium" not in task.report([loaded])
+    measured = task.report([loaded], boxed)
+    assert measured["map_medium"]["value"] == measured["map"]["value"] == pytest.approx(1.0)
+    assert sum(row["n"] for row in measured["per_class"]) == 3
+    assert min(row["precision"] for row in measured["per_class"]) == 1
+    assert min(row["precision"] for row in task.report([loaded])["per_class"]) < 1
 
 
 def test_a_picture_that_comes_twice_counts_once(network: Detector | SetDetector) -> None:

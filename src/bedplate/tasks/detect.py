@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from bedplate.data.box_loader import from_canvas
+from bedplate.data.boxes import BoxedImages
 from bedplate.errors import InputError
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.detector import Detector
@@ -19,7 +23,21 @@ from bedplate.tasks.pixels import normalize
 JUDGED = 0.001
 """The least score of detections that are judged: average precision counts those of low scores, too."""
 
-Rows = list[dict[str, Any]]
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One picture: its true boxes, those that are found, boxes in pixels of the canvas, and its loss.
+
+    Attributes:
+        truth: {"boxes" (M, 4), "classes" (M,)} as arrays.
+        found: {"boxes" (K, 4), "scores" (K,), "classes" (K,)}.
+        loss, weight: as the modules' `image_losses` have them.
+    """
+
+    truth: dict[str, NDArray[Any]]
+    found: dict[str, NDArray[Any]]
+    loss: float
+    weight: float
 
 
 class Augment(Protocol):
@@ -34,8 +52,7 @@ class Detect:
     """Boxes and their classes in each picture, by a dense head or by queries.
 
     Batches hold `pixels (B, 3, H, W)` uint8, `boxes (B, M, 4)` as x1 y1 x2 y2 in pixels, `classes (B, M)`, -1 for
-    padding, and `index (B,)`. Where `crowd (B, M)` bool is there, its boxes are not trained on, and a detection inside
-    of one is neither right nor wrong.
+    padding, and `index (B,)`.
 
     Args:
         mean, std: of each channel of values in 0..1, taken out before the network.
@@ -56,7 +73,7 @@ class Detect:
         self.module, self.mean, self.std, self.augment = module, mean, std, augment
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        pixels, boxes, classes = batch["pixels"], batch["boxes"], _learnt(batch)
+        pixels, boxes, classes = batch["pixels"], batch["boxes"], batch["classes"]
         if self.augment is not None:
             pixels, boxes, classes = self.augment(pixels, boxes, classes, self.module.config.vision.image_size)
         return self.module.losses(normalize(pixels, self.mean, self.std), boxes, classes)
@@ -65,8 +82,12 @@ class Detect:
         """The metrics of COCO ("map", "map_50", ...) and the `loss`, with intervals over pictures."""
         return {name: value for name, value in self.report(batches).items() if name not in ("per_class", "curves")}
 
-    def report(self, batches: Iterable[Batch]) -> dict[str, Any]:
+    def report(self, batches: Iterable[Batch], boxed: BoxedImages | None = None) -> dict[str, Any]:
         """What `evaluate` measures, and "per_class" and "curves" as `metrics.detection.detection_metrics` has them.
+
+        Args:
+            boxed: what the batches were made of. Then boxes are judged in pixels of the pictures, as sizes of objects
+                ask for, and not of the canvas; and a detection inside of a crowd is neither right nor wrong.
 
         Raises:
             InputError: no picture holds a box, or pycocotools is not installed.
@@ -77,37 +98,46 @@ class Detect:
             need_pycocotools()
         except ImportError as error:
             raise InputError(str(error)) from error
-        truth, found, losses, weights = self.judged(batches)
-        if not any((~row["crowd"]).any() for row in truth):
+        judged = self.judged(batches)
+        truth, found = [each.truth for each in judged.values()], [each.found for each in judged.values()]
+        if boxed is not None:
+            every, canvas = boxed.truth(), self.module.config.vision.image_size
+            truth = [every[index] for index in judged]
+            found = [
+                row | {"boxes": from_canvas(row["boxes"], boxed.sizes[index], canvas)}
+                for index, row in zip(judged, found, strict=True)
+            ]
+        if not any(len(each.truth["boxes"]) for each in judged.values()):
             raise InputError(f"none of the {len(truth)} held-out pictures holds a box: add some that do, to score by")
-        metrics = detection_metrics(truth, found, self.module.labels)
+        losses, weights = np.array([(each.loss, each.weight) for each in judged.values()]).T
         # Of all pictures at least 1, as the modules' own weights are: one without objects has a loss and no weight.
-        return metrics | {"loss": ratio_interval(losses, np.maximum(weights, 1 / len(weights)))}
+        loss = ratio_interval(losses, np.maximum(weights, 1 / len(weights)))
+        return detection_metrics(truth, found, self.module.labels) | {"loss": loss}
 
     @torch.no_grad()
-    def judged(self, batches: Iterable[Batch]) -> tuple[Rows, Rows, np.ndarray, np.ndarray]:
-        """(true boxes, detections, sums of losses, their weights) of each picture, in the batches' order.
+    def judged(self, batches: Iterable[Batch]) -> dict[int, Judged]:
+        """What there is and what is found in each picture, by its index, in the batches' order.
 
-        Rows are {"boxes", "classes", "crowd" or "scores"} of arrays; boxes are in pixels of the canvas. A picture that
-        comes twice, as one that fills up a batch does, counts once.
+        A picture that comes twice, as one that fills up a batch does, counts once.
         """
         module, device = self.module, self.module.device
         was_training = module.training
         module.eval()
-        rows: dict[int, tuple[dict[str, Any], dict[str, Any], float, float]] = {}
+        judged = {}
         for batch in batches:
             output = module(normalize(batch["pixels"].to(device), self.mean, self.std))
-            boxes, classes = batch["boxes"].to(device), _learnt(batch).to(device)
-            parts, weights = module.losses_of(output, boxes, classes)
+            parts, weights = module.losses_of(output, batch["boxes"].to(device), batch["classes"].to(device))
             found = module.found_in(output, threshold=JUDGED)
-            numbers = zip(parts["loss"].tolist(), weights.tolist(), strict=True)
-            for index, true, said, (loss, weight) in zip(
-                batch["index"].tolist(), _true(batch), found, numbers, strict=True
-            ):
-                rows[index] = true, {name: value.cpu().numpy() for name, value in said.items()}, loss, weight
+            for row, index in enumerate(batch["index"].tolist()):
+                own = batch["classes"][row].cpu() >= 0
+                judged[index] = Judged(
+                    {name: batch[name][row].cpu()[own].numpy() for name in ("boxes", "classes")},
+                    {name: value.cpu().numpy() for name, value in found[row].items()},
+                    parts["loss"][row].item(),
+                    weights[row].item(),
+                )
         module.train(was_training)
-        truth, detections, sums, counts = (list(column) for column in zip(*rows.values(), strict=True))
-        return truth, detections, np.array(sums), np.array(counts)
+        return judged
 
     def samples(self, seed: int) -> list[dict[str, str]]:
         """None: the report shows pictures."""
@@ -115,19 +145,3 @@ class Detect:
 
     def flops(self, batch: Batch) -> int:
         return len(batch["pixels"]) * self.module.flops_per_image(batch["classes"].shape[1])
-
-
-def _learnt(batch: Batch) -> Tensor:
-    """The classes `(B, M)`, those of crowds as padding."""
-    return batch["classes"].masked_fill(batch["crowd"], -1) if "crowd" in batch else batch["classes"]
-
-
-def _true(batch: Batch) -> Rows:
-    """The boxes of each picture without padding."""
-    boxes, classes = batch["boxes"].cpu(), batch["classes"].cpu()
-    crowd = batch["crowd"].cpu() if "crowd" in batch else torch.zeros_like(classes, dtype=torch.bool)
-    real = classes >= 0
-    return [
-        {"boxes": b[own].numpy(), "classes": c[own].numpy(), "crowd": ignored[own].numpy()}
-        for b, c, ignored, own in zip(boxes, classes, crowd, real, strict=True)
-    ]
