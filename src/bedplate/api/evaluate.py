@@ -106,8 +106,20 @@ def evaluate(
     )
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
     if isinstance(loaded, ImageModel):
-        if data is None or labels is not None or options:
-            raise InputError("a model of images is measured on data: pictures with labels or boxes")
+        others: dict[str, Any] = {
+            "suite": suite,
+            "harness": harness,
+            "tasks": tasks or None,
+            "limit": limit,
+            "scoring": scoring,
+        }
+        others |= {"summary": summary, "labels": labels, "sequence_length": sequence_length, **options}
+        others |= {"isolate_documents": isolate_documents or None}
+        if name := next((name for name, value in others.items() if value is not None), None):
+            raise InputError(
+                f"{name} is for models of text; a model of images is measured on data: pictures with labels or boxes"
+            )
+        assert data is not None
         return evaluate_images(loaded, as_list(data), column=column, label=label, probe=probe)
     if probe is not None:
         raise InputError(f"probe={probe} is for models of images, and this is a model of text")

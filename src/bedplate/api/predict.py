@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def predict(
     shots: int | None = None,
     seed: int = 0,
     draw: str | Path | None = None,
+    attention: bool = False,
+    progress: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> list[Any]:
     """Predictions, one an input, in order.
@@ -45,6 +47,8 @@ def predict(
         examples: of these labels: a file of labelled texts (`text` and `label` are guessed), or pairs of both.
         shots: examples of each label that are drawn from a file (default: 4), by the seed.
         draw: of a model of images, where its picture is written with what was found, see `predict_images`.
+        attention: beside that, where the model looks.
+        progress: called with lines about the drawing.
         options: those of `Model.predict`; with labels, those of `hub.zeroshot.ZeroShot`.
 
     Returns:
@@ -59,9 +63,11 @@ def predict(
         given = {"labels": labels, "examples": examples, "shots": shots}
         if name := next((name for name, value in given.items() if value is not None), None):
             raise InputError(f"{name} is for models of text; this is a model of images with labels of its own")
-        return predict_images(loaded, listed(inputs), file=file, column=column, draw=draw, **options)
-    if draw is not None:
-        raise InputError(f"draw={draw} is for models of images, and this is a model of text")
+        options |= {"draw": draw, "attention": attention, "progress": progress}
+        return predict_images(loaded, listed(inputs), file=file, column=column, **options)
+    if draw is not None or attention:
+        what = "attention" if draw is None else f"draw={draw}"
+        raise InputError(f"{what} is for models of images, and this is a model of text")
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,9 @@ from bedplate.data.image_files import (
     split_images,
 )
 from bedplate.data.image_loader import ImageLoader
+from bedplate.data.image_refs import ImageRef
 from bedplate.errors import InputError
+from bedplate.hub.image_model import ImageModel
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.vit import ViT
 from bedplate.tasks.classify import as_predictions
@@ -29,6 +31,7 @@ from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
 SHOWN = 24  # pictures of each kind in the report
+LOOKS = 4  # of these are shown with the model's attention
 USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
 
 
@@ -117,13 +120,15 @@ class ClassifyImagesRun(VisionRun):
         probabilities = logits.softmax(1)
         confidence, predicted = (values.numpy() for values in probabilities.max(1))
         truth = labels.numpy()
+        shown = self._shown(as_predictions(logits, self.classes), truth, predicted, loader.index)
         self.scored = {
             "on": name,
             "metrics": self.task.measure(logits, labels),
             "confusion": confusion_matrix(truth, predicted, len(self.classes)).tolist(),
             "confidence": confidence.tolist(),
             "correct": (truth == predicted).tolist(),
-            "shown": self._shown(as_predictions(logits, self.classes), truth, predicted, loader.index),
+            "shown": shown,
+            "looks": self._looks([row for rows in shown.values() for row in rows[:LOOKS]], self.parts[name].images),
         }
         write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
 
@@ -145,6 +150,14 @@ class ClassifyImagesRun(VisionRun):
             for kind, rows in (("mistakes", surest), ("right", right))
         }
 
+    def _looks(self, rows: list[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
+        """The rows with the attention of the last layer, its mean over the heads."""
+        was_training = self.module.training
+        model = ImageModel(self.module.eval(), self.processor)
+        maps = model.attention([images[row["index"]].image(self.processor.size) for row in rows]).mean(1)
+        self.module.train(was_training)
+        return [{**row, "map": each} for row, each in zip(rows, maps.tolist(), strict=True)]
+
     def record(self) -> dict[str, Any]:
         record = super().record() | {"classes": self.classes}
         if self.scored.get("on") == "test":
@@ -158,7 +171,7 @@ class ClassifyImagesRun(VisionRun):
 
     def write_report(self, record: dict[str, Any]) -> None:
         images = self.parts[self.scored["on"]].images if self.scored else []
-        write_classification_report(self.out, record, self.timings, self.scored, images)
+        write_classification_report(self.out, record, self.timings, self.scored, images, self.processor.seen)
 
 
 def without_same(train: LabelledImages, scored: LabelledImages) -> tuple[LabelledImages, int]:

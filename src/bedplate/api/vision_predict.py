@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from bedplate.api.folders import cache_folder
+from bedplate.api.vision_draw import draw_predictions, draw_targets, expanded
 from bedplate.data.box_loader import BoxEvalLoader, box_store
 from bedplate.data.boxes import read_boxes
 from bedplate.data.image_files import LabelledImages, read_images
 from bedplate.data.image_loader import ImageEvalLoader
-from bedplate.data.images import SUFFIXES, Source, decode
+from bedplate.data.images import Source
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
-from bedplate.hub.image_model import ImageModel
+from bedplate.hub.image_model import ImageModel, taken
 from bedplate.hub.vision_directory import encoder_of
 from bedplate.measure.probe import features, knn, linear_probe
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
 from bedplate.models.vit import ViT
-from bedplate.report.pictures import draw_boxes
+from bedplate.report.pictures import legend
 from bedplate.tasks.classify_images import ClassifyImages
 from bedplate.tasks.detect import Detect
 
@@ -38,31 +38,43 @@ def predict_images(
     file: str | Path | None = None,
     column: str | None = None,
     draw: str | Path | None = None,
+    attention: bool = False,
+    progress: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> list[Any]:
-    """Predictions, one a picture, in order; see `ImageModel.predict`.
+    """Predictions, one a picture, in order; see `ImageModel.predict`. Of an encoder {"drawn": the file}.
 
     Args:
         inputs: pictures, or folders of them.
         file: a folder, table or archive of pictures in place of `inputs`, see `data.image_files.read_images`.
         column: of the pictures in it.
         draw: where the picture is written with what was found in it; of several pictures a folder.
+        attention: of a classifier or an encoder, draw beside the picture where the model looks.
+        progress: called with a line for each label that is drawn as a number.
 
     Raises:
         InputError: nothing to predict, no picture, or nothing that can be drawn.
     """
     if inputs and file is not None:
         raise InputError("give either pictures or a file, not both")
-    pictures: list[Source] = [image for each in inputs for image in _expanded(each)]
+    pictures: list[Source] = [image for each in inputs for image in expanded(each)]
     if file is not None:
         pictures = [ref.image() for ref in read_images(file, column, label="").images]
     if not pictures:
         raise InputError("nothing to predict: give a picture, a folder of them, or a file")
-    if draw is not None and not isinstance(model.module, ViT | Detector | SetDetector):
-        raise InputError(f"draw={draw}: this model predicts nothing that could be drawn")
-    predictions = model.predict(pictures, **options)
-    if draw is not None:
-        _draw(model, pictures, predictions, Path(draw))
+    if attention and draw is None:
+        raise InputError("attention is drawn beside the picture: give draw as well, such as draw=found.png")
+    if draw is None:
+        return model.predict(pictures, **options)
+    targets = draw_targets(model, pictures, Path(draw), attention)
+    if model.labels is None:
+        taken(options, {}, "a model that predicts nothing")
+        predictions: list[Any] = [{"drawn": str(target)} for target in targets]
+    else:
+        predictions = model.predict(pictures, **options)
+        for name, number in legend(model.labels).items():
+            progress(f"No font of this machine has the characters of {name}: it is drawn as {number}.")
+    draw_predictions(model, pictures, predictions, targets, attention)
     return predictions
 
 
@@ -148,38 +160,3 @@ def _cache() -> Path:
 
 def _is_metric(value: Any) -> bool:
     return isinstance(value, dict) and "value" in value
-
-
-def _expanded(source: Source) -> list[Source]:
-    """A folder as its pictures, anything else as it is."""
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
-        return [source]
-    found = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise InputError(f"{source}: a folder without pictures; known suffixes are {', '.join(SUFFIXES)}")
-    return list(found)
-
-
-def _draw(model: ImageModel, pictures: Sequence[Source], predictions: Sequence[Any], target: Path) -> None:
-    """Write each picture with its boxes, or with its label."""
-    several = len(pictures) > 1
-    if several and target.suffix:
-        raise InputError(f"draw={target}: {len(pictures)} pictures need a folder, not a file")
-    if several:
-        target.mkdir(parents=True, exist_ok=True)
-    elif target.suffix.lower() not in SUFFIXES:
-        raise InputError(f"draw={target}: give the name of a picture, such as found.png")
-    for number, (source, found) in enumerate(zip(pictures, predictions, strict=True)):
-        image = decode(source)
-        if isinstance(found, dict):
-            whole = (0.0, 0.0, float(image.width - 1), float(image.height - 1))
-            found = [{"box": whole, "label": found["label"], "score": found["score"]}]
-        drawn: Image.Image = draw_boxes(
-            image,
-            [row["box"] for row in found],
-            [row["label"] for row in found],
-            [row["score"] for row in found],
-            names=model.labels,
-        )
-        name = Path(source).stem if isinstance(source, str | Path) else f"image-{number + 1}"
-        drawn.save(target / f"{name}.png" if several else target)

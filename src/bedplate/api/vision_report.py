@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,14 @@ def write_classification_report(
     timings: Mapping[str, float],
     scored: Mapping[str, Any],
     images: Sequence[ImageRef],
+    seen: Callable[[Image.Image], Image.Image],
 ) -> None:
-    """Write `out/report.html` of a classifier of pictures; `scored` is what its run found on `images`."""
+    """Write `out/report.html` of a classifier of pictures.
+
+    Args:
+        scored: What its run found on `images`.
+        seen: What of a picture the model reads, which its maps of attention cover.
+    """
     page = _page(out, record, timings, ["photo.jpg", "folder/"])
     page |= {"classes": record["classes"], "validation": record["metrics"], "data": record["data"][0]}
     if "test" in record:
@@ -39,6 +45,7 @@ def write_classification_report(
             "per_class": per_class_intervals(np.array(scored["confusion"])),
             "bins": reliability(scored["confidence"], scored["correct"]),
             **{kind: [_with_image(row, images) for row in rows] for kind, rows in scored["shown"].items()},
+            "looks": [{**row, "image": seen(images[row["index"]].image(SEEN))} for row in scored["looks"]],
         }
     write_page(out, classification_report(page))
 

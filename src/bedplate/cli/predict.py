@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
-from bedplate.cli.output import Json, print_json
+from bedplate.cli.output import Json, print_json, say
 
 
 def command(
@@ -42,6 +42,9 @@ def command(
     draw: Annotated[
         str | None, typer.Option(help="Write the picture with what was found: a .png, of several a folder.")
     ] = None,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="With --draw: beside the picture, where the model looks.")
+    ] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Of a detector, the least score of a box.", show_default="0.3")
     ] = None,
@@ -56,6 +59,7 @@ def command(
       bedplate predict quickstart/sentiment "A film of rare beauty." "Two hours of my life, gone."
       bedplate predict zoo:text-mini "The match ended 2-1." --labels "sports,politics,business"
       bedplate predict runs/detect photo.jpg --draw found.png
+      bedplate predict runs/photos photo.jpg --draw looks.png --attention
       bedplate predict runs/summarize --file article.txt --beams 4
     """
     from bedplate.api.predict import predict
@@ -84,21 +88,31 @@ def command(
         shots=shots,
         seed=seed,
         draw=draw,
+        attention=attention,
+        progress=say,
         **{name: value for name, value in options.items() if value is not None},
     )
     if json:
         print_json(predictions)
         return
-    for number, prediction in enumerate(predictions):
+    names = _names(texts or [], len(predictions))
+    for name, prediction in zip(names, predictions, strict=True):
         if isinstance(prediction, list):
-            _print_boxes(prediction, texts[number] if texts and len(texts) == len(predictions) else "")
-            continue
-        if "label" in prediction:
-            own = texts and len(texts) == len(predictions)
-            shown = f"  {' '.join(texts[number].split())[:100]}" if texts and own else ""
+            _print_boxes(prediction, name)
+        elif "label" in prediction:
+            shown = f"  {' '.join(name.split())[:100]}" if name else ""
             print(f"{prediction['label']}\t{prediction['score']:.3f}{shown}")
         else:
-            print(prediction["text"])
+            print(prediction.get("text") or prediction.get("drawn", ""))
+
+
+def _names(texts: list[str], count: int) -> list[str]:
+    """What each prediction is of: a text or a picture as it was given, a picture of a folder by its path."""
+    if texts and len(texts) != count:  # only models of images look into folders
+        from bedplate.api.vision_draw import expanded
+
+        texts = [str(image) for text in texts for image in expanded(text)]
+    return texts or [""] * count
 
 
 def _print_boxes(found: list[dict[str, Any]], name: str) -> None:

@@ -17,6 +17,7 @@ from bedplate.errors import InputError
 from bedplate.hub.directory import read_config_values
 from bedplate.hub.processor import ImageProcessor, read_processor
 from bedplate.hub.vision_directory import VisionModule, encoder_of, load_vision_module, save_vision_directory
+from bedplate.models.attention_maps import attention_maps
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
 from bedplate.models.vit import ImagePooling, ViT
@@ -59,10 +60,10 @@ class ImageModel:
         """
         images = listed(inputs)
         if isinstance(self.module, ViT):
-            batch_size = _taken(options, {"batch_size": 64}, "a classifier of pictures")["batch_size"]
+            batch_size = taken(options, {"batch_size": 64}, "a classifier of pictures")["batch_size"]
             return self._classify(images, batch_size)
         if isinstance(self.module, Detector | SetDetector):
-            chosen = _taken(options, {"batch_size": 8, "threshold": 0.3, "most": 100}, "a detector")
+            chosen = taken(options, {"batch_size": 8, "threshold": 0.3, "most": 100}, "a detector")
             return self._detect(images, **chosen)
         raise InputError(
             "this model has seen pictures without labels and predicts nothing; fine-tune it (bedplate finetune), or "
@@ -88,6 +89,16 @@ class ImageModel:
             parts.append((states[:, 0] if way == "cls" else states[:, 1:].mean(1)).cpu())
         vectors = torch.cat(parts) if parts else torch.zeros(0, encoder.config.trunk.hidden_size)
         return torch.nn.functional.normalize(vectors, dim=1) if normalize else vectors
+
+    def attention(self, images: Images, *, layer: int = -1, batch_size: int = 16) -> Tensor:
+        """Where it looks: `(N, H, rows, columns)` fp32 on the CPU, in order; see `models.attention_maps`.
+
+        A map covers what `processor.seen` gives of its picture.
+        """
+        encoder, pictures = encoder_of(self.module), listed(images)
+        if not pictures:
+            return torch.zeros(0, encoder.config.trunk.num_attention_heads, *encoder.config.grid)
+        return torch.cat([attention_maps(encoder, part, layer).cpu() for part in self._batches(pictures, batch_size)])
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory; see `save_vision_directory`."""
@@ -153,7 +164,12 @@ def _name(image: Source, number: int) -> str:
     return str(image) if isinstance(image, str | Path) else f"image {number + 1}"
 
 
-def _taken(options: dict[str, Any], known: dict[str, Any], whose: str) -> dict[str, Any]:
+def taken(options: dict[str, Any], known: dict[str, Any], whose: str) -> dict[str, Any]:
+    """`known` options with their defaults, and what is given in place of these.
+
+    Raises:
+        InputError: one that is not known.
+    """
     if unknown := next((name for name in options if name not in known), None):
-        raise InputError(f"{unknown} is no option of {whose}; it has {', '.join(known)}")
+        raise InputError(f"{unknown} is no option of {whose}; it has {', '.join(known) or 'none'}")
     return known | options

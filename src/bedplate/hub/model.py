@@ -14,7 +14,13 @@ from bedplate.data.summaries import SummaryForm
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub import adapter as adapters
-from bedplate.hub.directory import SpecialTokens, load_module, read_special_tokens, save_directory
+from bedplate.hub.directory import (
+    SpecialTokens,
+    load_module,
+    read_config_values,
+    read_special_tokens,
+    save_directory,
+)
 from bedplate.hub.embedding import (
     Embedder,
     EmbeddingSettings,
@@ -25,6 +31,7 @@ from bedplate.hub.embedding import (
 from bedplate.hub.locate import locate
 from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream
+from bedplate.hub.vision_directory import is_vision
 from bedplate.hub.zeroshot import ZeroShot
 from bedplate.models.beam import generate
 from bedplate.models.bert import Encoder, MaskedLM
@@ -298,6 +305,8 @@ def load(
 
 
 def _load_directory(directory: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Model:
+    if is_vision(read_config_values(directory)[0]):
+        raise InputError(f"{directory}: is a model of images, and a model of text is needed here; give one of text")
     module = load_module(directory, dtype, device)
     tokenizer = load_tokenizer(directory) if (directory / "tokenizer.json").is_file() else None
     card = directory / "README.md"

@@ -60,6 +60,15 @@ class ImageProcessor:
         """Stored pixels `(B, 3, H, W)` as the network reads them."""
         return normalize(pixels, self.mean, self.std)
 
+    def seen(self, image: Image) -> Image:
+        """What of a picture the network reads, at the picture's own scale: a map over its canvas covers just that."""
+        if self.fit == "stretch":
+            return image
+        across, down = image.width / self.size[1], image.height / self.size[0]
+        scale = max(across, down) if self.fit == "letterbox" else min(across, down)
+        height, width = (max(1, round(scale * side)) for side in self.size)
+        return fit(image, height, width, self.fit)
+
     def boxes_on(self, image: Image, boxes: Tensor) -> Tensor:
         """Boxes `(M, 4)`, x1 y1 x2 y2 in pixels of the network's canvas, in pixels of the picture, within its edges."""
         height, width = self.size

@@ -13,7 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from bedplate.report.fonts import font_for, is_writable
 
 Picture = Image.Image | str
 Box = tuple[float, float, float, float]
@@ -37,7 +39,7 @@ def draw_boxes(
     *,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """A copy of a picture with boxes, each in the colour of its class and with its label.
+    """A copy of a picture with boxes, each in the colour of its class and with its label, or what `legend` has for it.
 
     A picture whose longer side is less than `LEGIBLE` pixels is enlarged by a whole number, or no label would fit.
 
@@ -54,10 +56,10 @@ def draw_boxes(
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     if len(labels) not in (0, len(corners)) or (scores is not None and len(scores) != len(corners)):
         raise ValueError(f"{len(corners)} boxes with {len(labels)} labels and {len(scores or ())} scores")
-    factor = max(1, -(-LEGIBLE // max(image.size)))
-    drawn = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    corners = corners * factor
-    place = {name: number for number, name in enumerate(names or sorted(set(labels)))}
+    drawn = legible(image)
+    corners = corners * (drawn.width // image.width)
+    every = names or sorted(set(labels))
+    place, numbers = {name: number for number, name in enumerate(every)}, legend(every)
     colors = [COLORS[place.get(label, 0) % len(COLORS)] for label in labels] or [COLORS[0]] * len(corners)
     pen, thick = ImageDraw.Draw(drawn), max(2, round(max(drawn.size) / 320))
     order = np.argsort([-(box[2] - box[0]) * (box[3] - box[1]) for box in corners], kind="stable").tolist()
@@ -67,9 +69,23 @@ def draw_boxes(
         pen.rectangle(halo, outline=_ink(colors[i]), width=thick + 2)  # a rim that stands out where the colour does not
         pen.rectangle((x1, y1, max(x2, x1), max(y2, y1)), outline=colors[i], width=thick)
     if labels:
-        texts = [f"{label} {100 * scores[i]:.0f} %" if scores is not None else label for i, label in enumerate(labels)]
-        _write_labels(pen, drawn.size, corners, texts, colors, order[::-1])
+        texts = [" ".join(numbers.get(label, label).split()) for label in labels]
+        if scores is not None:
+            texts = [f"{text} {100 * score:.0f} %" for text, score in zip(texts, scores, strict=True)]
+        _write_labels(pen, drawn.size, corners, texts, colors, order[::-1], every)
     return drawn
+
+
+def legible(image: Image.Image) -> Image.Image:
+    """A copy, RGB, enlarged by the least whole number that makes its longer side `LEGIBLE` pixels."""
+    factor = max(1, -(-LEGIBLE // max(image.size)))
+    return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def legend(names: Sequence[str]) -> dict[str, str]:
+    """{name: "#" and its number from 1} of the names with characters that no font on this machine has."""
+    font = font_for(names, LEGIBLE // 20)
+    return {name: f"#{number}" for number, name in enumerate(names, 1) if not is_writable(name, font)}
 
 
 def _write_labels(
@@ -79,9 +95,10 @@ def _write_labels(
     texts: Sequence[str],
     colors: Sequence[str],
     order: Sequence[int],
+    names: Sequence[str],
 ) -> None:
     """Labels at their boxes, inside of the picture, where they cover the fewest others."""
-    font = ImageFont.load_default(max(11, round(max(size) / (42 if len(texts) <= 12 else 56))))
+    font = font_for(names, max(11, round(max(size) / (42 if len(texts) <= 12 else 56))))
     taken = np.zeros((0, 4))
     for i in order:
         text = texts[i]
@@ -175,12 +192,13 @@ def grid(
 
 def predictions(rows: Sequence[Mapping[str, Any]], *, caption: str = "") -> str:
     """A grid of classified pictures: {"image", "predicted", "score"} and, where it is known, "label"."""
-    captions = []
-    for row in rows:
-        said = f"“{row['predicted']}”, {100 * row['score']:.0f} % sure"
-        label = row.get("label")
-        captions.append(said if label in (None, row["predicted"]) else f"{said}\nlabelled “{label}”")
-    return grid([row["image"] for row in rows], captions, caption=caption)
+    return grid([row["image"] for row in rows], [_said(row) for row in rows], caption=caption)
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    said = f"“{row['predicted']}”, {100 * row['score']:.0f} % sure"
+    label = row.get("label")
+    return said if label in (None, row["predicted"]) else f"{said}\nlabelled “{label}”"
 
 
 def triples(originals: Sequence[Picture], masked: Sequence[Picture], rebuilt: Sequence[Picture]) -> str:
@@ -190,6 +208,12 @@ def triples(originals: Sequence[Picture], masked: Sequence[Picture], rebuilt: Se
     captions = ["original", "what the model saw", "what it made of it"] * len(originals)
     pictures = [each for triple in zip(originals, masked, rebuilt, strict=True) for each in triple]
     return grid(pictures, captions, columns=3)
+
+
+def looks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Classified pictures, each beside itself under the "map" (h, w) of its attention; else as for `predictions`."""
+    shown: list[Picture] = [each for row in rows for each in (row["image"], heat(legible(row["image"]), row["map"]))]
+    return grid(shown, [each for row in rows for each in (_said(row), "where it looks")], columns=4)
 
 
 def side_by_side(*pictures: Image.Image, gap: int = 8) -> Image.Image:

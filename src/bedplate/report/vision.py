@@ -37,6 +37,10 @@ CALIBRATION = (
     "right as it is sure, and below it is too sure of itself. The expected calibration error (ECE) is the mean "
     "distance from the diagonal, each picture counting the same."
 )
+LOOKS = (
+    "Beside each picture is the attention of the last layer, its mean over the heads: how much the state that is "
+    "scored takes from each part of the picture, yellow the most. It says where the model reads, not why it decides."
+)
 AP = {
     "map": "mAP (mean over IoU 0.5 to 0.95)",
     "map_50": "mAP at IoU 0.5",
@@ -74,8 +78,8 @@ def classification_sections(record: Mapping[str, Any]) -> Sections:
     `record` holds "classes" and, each optional: "metrics" (the rows of metrics.jsonl), "validation" and "test"
     ({"accuracy", "macro_f1", "loss", "ece"}), and of the test pictures where "test" is given, else of the validation
     ones: "confusion" (the matrix), "per_class" (of `metrics.classification.per_class` or `per_class_intervals`), "bins"
-    (of `metrics.calibration.reliability`), "mistakes" and "right" ({"image", "label", "predicted", "score"}); and
-    "data" (facts, see `adapt.data_section`).
+    (of `metrics.calibration.reliability`), "mistakes" and "right" ({"image", "label", "predicted", "score"}),
+    "looks" (the same with a PIL image and "map", (h, w)); and "data" (facts, see `adapt.data_section`).
     """
     classes, sections = record["classes"], _learning(record, {"val_accuracy": "accuracy", "val_macro_f1": "macro F1"})
     whose = f"On the {'test' if record.get('test') else 'validation'} pictures."
@@ -107,6 +111,8 @@ def classification_sections(record: Mapping[str, Any]) -> Sections:
         if rows_of := record.get(key):
             shown = sorted(rows_of, key=lambda row: -row["score"])[:most] if key == "mistakes" else rows_of[:most]
             sections.append((heading, [pictures.predictions(shown, caption=explained)]))
+    if record.get("looks"):
+        sections.append(("Where it looks", [pictures.looks(record["looks"]), text(LOOKS, muted=True)]))
     return [*sections, *data_section(record.get("data", {}), "pictures")]
 
 
@@ -156,6 +162,8 @@ def detection_sections(record: Mapping[str, Any]) -> Sections:
         sections.append(("Class by class", _found_by_class(last)))
     if shown := record.get("pictures"):
         blocks = [_compared(row, record["classes"]) for row in shown[:SHOWN_DETECTIONS]]
+        if numbers := pictures.legend(record["classes"]):
+            blocks.append(text("; ".join(f"{number} is {name}" for name, number in numbers.items()), muted=True))
         sections.append(("What it finds", blocks))
     return [*sections, *data_section(record.get("data", {}), "pictures")]
 
