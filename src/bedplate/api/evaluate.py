@@ -106,14 +106,9 @@ def evaluate(
     )
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
     if isinstance(loaded, ImageModel):
-        others: dict[str, Any] = {
-            "suite": suite,
-            "harness": harness,
-            "tasks": tasks or None,
-            "limit": limit,
-            "scoring": scoring,
-        }
-        others |= {"summary": summary, "labels": labels, "sequence_length": sequence_length, **options}
+        others: dict[str, Any] = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
+        others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}
+        others |= options
         others |= {"isolate_documents": isolate_documents or None}
         if name := next((name for name, value in others.items() if value is not None), None):
             raise InputError(

@@ -65,9 +65,9 @@ def predict(
             raise InputError(f"{name} is for models of text; this is a model of images with labels of its own")
         options |= {"draw": draw, "attention": attention, "progress": progress}
         return predict_images(loaded, listed(inputs), file=file, column=column, **options)
-    if draw is not None or attention:
-        what = "attention" if draw is None else f"draw={draw}"
-        raise InputError(f"{what} is for models of images, and this is a model of text")
+    of_images = {"draw": draw, "attention": attention or None, "threshold": options.get("threshold")}
+    if name := next((name for name, value in of_images.items() if value is not None), None):
+        raise InputError(f"{name} is for models of images, and this is a model of text")
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")

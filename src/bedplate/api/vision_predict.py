@@ -114,7 +114,7 @@ def evaluate_images(
         return {"n": len(boxed), "metrics": {name: row for name, row in metrics.items() if _is_metric(row)}, **metrics}
     if not isinstance(model.module, ViT):
         raise InputError("this model predicts nothing; give probe, labelled pictures that its features are judged with")
-    images = read_images(data, column, label, classes=model.module.labels)
+    images = _labelled(data, column, label, model.module.labels)
     task = ClassifyImages(model.module, model.processor.mean, model.processor.std, flip=model.processor.flip)
     logits, truth = task.logits(_batches(model, images))
     matrix = confusion_matrix(truth.numpy(), logits.argmax(1).numpy(), len(model.module.labels))
@@ -130,10 +130,8 @@ def evaluate_images(
 def _probed(
     model: ImageModel, data: Sequence[str], probe: Sequence[str], column: str | None, label: str | None
 ) -> dict[str, Any]:
-    train = read_images(probe, column, label)
-    if train.labels is None:
-        raise InputError(f"{probe[0]}: the pictures have no labels, which a probe learns from")
-    test = read_images(data, column, label, classes=train.classes)
+    train = _labelled(probe, column, label)
+    test = _labelled(data, column, label, train.classes)
     encoder, rows = encoder_of(model.module), []
     for part in (train, test):
         batches = _batches(model, part)
@@ -147,6 +145,17 @@ def _probed(
             "linear_accuracy": linear_probe(rows[0], rows[1])["accuracy"],
         },
     }
+
+
+def _labelled(
+    paths: Sequence[str], column: str | None, label: str | None, classes: Sequence[str] | None = None
+) -> LabelledImages:
+    images = read_images(paths, column, label, classes=classes)
+    if images.labels is None:
+        raise InputError(
+            f"{paths[0]}: the pictures have no labels to measure by; give a folder for each class, or a table with them"
+        )
+    return images
 
 
 def _batches(model: ImageModel, images: LabelledImages) -> ImageEvalLoader:

@@ -23,7 +23,7 @@ def command(
         print_json(facts)
         return
     for key, value in facts.items():
-        if key not in ("card", "trunk"):
+        if key not in ("card", "trunk") and value is not None:
             print(
                 f"{key:<12} {value:,}"
                 if isinstance(value, int) and not isinstance(value, bool)
