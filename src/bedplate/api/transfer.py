@@ -18,7 +18,8 @@ from bedplate.data.sources import content_hash
 from bedplate.errors import InputError
 from bedplate.hub.card import model_card
 from bedplate.hub.model import Model, load
-from bedplate.measure.transfer import PRETRAINED, Transfer
+from bedplate.measure.comparison import PRETRAINED
+from bedplate.measure.transfer import Transfer
 from bedplate.recipe import FinetuneRecipe, read_finetune_recipe
 from bedplate.report.adapt import transfer_report
 from bedplate.train.log import write_whole
@@ -82,7 +83,12 @@ def transfer(
     make_folder(out)
     comparison.run(counts)
     settled = recipe.model_dump(mode="json", include={"model", "train", "optimizer", "schedule"})
-    result = {"name": f"Transfer: {out.name}", **comparison.result(), "data": facts | {"windowed": windowed}}
+    result = {
+        "name": f"Transfer: {out.name}",
+        "base": comparison.recipe.base,
+        **comparison.result(),
+        "data": facts | {"windowed": windowed},
+    }
     result |= {"settings": settled, "environment": environment(comparison.hardware)}
     result |= {"timings": {"all": time.perf_counter() - started}}
     try:
