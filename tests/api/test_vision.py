@@ -1,4 +1,4 @@
-"""Runs on images from files to a used model: learning without labels, classification, detection; resuming; bad input."""
+"""Runs on images from files to a used model: without labels, classification, detection; resuming; bad input."""
 
 from __future__ import annotations
 
@@ -215,14 +215,16 @@ def test_a_detector_from_a_coco_folder(head: str, scenes: Path, tmp_path: Path) 
 
 
 def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path: Path) -> None:
-    def refused(message: str, verb: Any = bedplate.pretrain, *overrides: str, **more: Any) -> None:
+    def refused(message: str, verb: Any = bedplate.pretrain, *overrides: str, bare: bool = False, **more: Any) -> None:
         recipe = _recipe("classify_images", tmp_path / "no", pictures / "train", **more)
+        if bare:
+            del recipe["model"]
         with pytest.raises(InputError, match=message):
             verb(recipe, *overrides)
         assert not (tmp_path / "no").exists()
 
     refused("finetune needs a `base`", bedplate.finetune)
-    refused("is a model of text", bedplate.finetune, base=str(tiny_model), model=None)
+    refused("is a model of text", bedplate.finetune, bare=True, base=str(tiny_model))
     refused(r"brings its own network; leave model\.hidden_size out", bedplate.finetune, base=str(pretrained))
     refused("image_size=18x18 is not a multiple of patch_size=4", bedplate.pretrain, "model.image_size=18")
     refused("no labels", bedplate.pretrain, f"data.path={pictures / 'train' / 'red'}")

@@ -197,6 +197,13 @@ def test_sizes_and_boxes_are_of_the_turned_picture(tmp_path: Path) -> None:
         read_boxes(folder)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_mangled_exif_tells_no_turn(tmp_path: Path) -> None:
+    folder = coco(tmp_path, [], images=[{"id": 1, "file_name": "a.jpg"}])
+    Image.new("RGB", (100, 80)).save(folder / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert read_boxes(folder).sizes.tolist() == [[80, 100]]
+
+
 def test_two_json_files_need_a_choice(tmp_path: Path) -> None:
     folder = coco(tmp_path, [])
     (folder / "other.json").write_text("{}")

@@ -206,6 +206,8 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     ("truth", "found", "match"),
     [
         ([truth_of()], [said(scores=[])], "no box"),
+        ([], [], "no box"),
+        ([truth_of([0, 0, 1, 1], crowd=[True])], [said(scores=[])], "no box"),
         ([truth_of([0, 0, 1, 1])], [], "0 predictions for the truth of 1"),
         ([truth_of([0, 0, 1, 1])], [said([0, 0, 1, 1], scores=[])], "picture 0"),
         ([truth_of([0, 0, 1, 1])], [said([0, 0, float("nan"), 1], scores=[1])], "finite"),

@@ -28,6 +28,7 @@ from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
 WHOLE = (1.0, 1.0)
+LOADS = {"mae": "ViTMAEForPreTraining", "classify_images": "AutoModelForImageClassification"}
 SCORED_ROWS = 256  # pictures of a batch that is not trained on
 
 
@@ -167,7 +168,13 @@ class VisionRun(Run[VisionRecipe]):
         save_vision_directory(self.out / "model", self.module, self.processor, card, overwrite=True)
 
     def record(self) -> dict[str, Any]:
-        return super().record() | {"images": self.recipe.task, "image_size": list(self.processor.size)}
+        config: Any = self.module.config
+        loads = LOADS.get(self.recipe.task) if getattr(config, "is_standard", False) else None
+        return super().record() | {
+            "images": self.recipe.task,
+            "image_size": list(self.processor.size),
+            "standard": loads,
+        }
 
 
 def fresh_config(recipe: VisionRecipe, size: tuple[int, int]) -> VisionConfig:

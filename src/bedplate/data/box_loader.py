@@ -121,10 +121,11 @@ class BoxLoader:
 class BoxEvalLoader:
     """All pictures that are not broken once, in their order, in batches as `BoxLoader.batch` gives them.
 
-    What a judge needs (boxes in pixels of the pictures, crowds) is `boxed.truth()`, at the places that `index` names.
+    What a judge needs is there, too: crowds, which `crowd` (B, M) bool marks, and `scale` (B,), the pixels of the
+    canvas that one of the picture has become.
 
     Args:
-        boxed: The pictures and boxes; crowds are left out of the batches.
+        boxed: The pictures and boxes.
         canvas: (H, W) of the store.
         batch_size: Pictures of a batch; the last has fewer where they run out.
         store: The pixels of `boxed`.
@@ -139,7 +140,7 @@ class BoxEvalLoader:
         store: PixelStore,
         max_batches: int | None = None,
     ) -> None:
-        self._rows_of = _Rows(boxed, canvas, store)
+        self._rows_of = _Rows(boxed, canvas, store, judged=True)
         self._usable, self._batch_size = store.usable, batch_size
         batches = -(-len(store.usable) // batch_size)
         self._batches = batches if max_batches is None else min(batches, max_batches)
@@ -160,10 +161,12 @@ class BoxEvalLoader:
 class _Rows:
     """Makes a batch of pictures by their numbers."""
 
-    def __init__(self, boxed: BoxedImages, canvas: Size, store: PixelStore) -> None:
+    def __init__(self, boxed: BoxedImages, canvas: Size, store: PixelStore, judged: bool = False) -> None:
         assert len(boxed) == len(store)
-        self._store = store
-        kept = [~crowd for crowd in boxed.crowd]
+        self._store, self._judged = store, judged
+        self._scale = [_scale(size, canvas) for size in boxed.sizes]
+        kept = [np.ones_like(crowd) if judged else ~crowd for crowd in boxed.crowd]
+        self._crowd = [crowd[keep] for crowd, keep in zip(boxed.crowd, kept, strict=True)]
         self._classes = [classes[keep] for classes, keep in zip(boxed.classes, kept, strict=True)]
         self._boxes = [
             to_canvas(boxes[keep], size, canvas)
@@ -174,14 +177,19 @@ class _Rows:
         most = max(1, *(len(self._boxes[i]) for i in index))
         boxes = np.zeros((len(index), most, 4), np.float32)
         classes = np.full((len(index), most), NO_OBJECT, np.int64)
+        crowd = np.zeros_like(classes, dtype=bool)
         for row, i in enumerate(index.tolist()):
             boxes[row, : len(self._boxes[i])] = self._boxes[i]
             classes[row, : len(self._classes[i])] = self._classes[i]
+            crowd[row, : len(self._crowd[i])] = self._crowd[i]
+        scale = np.array([self._scale[i] for i in index], np.float32)
+        judged = {"crowd": torch.from_numpy(crowd), "scale": torch.from_numpy(scale)} if self._judged else {}
         return {
             "pixels": torch.from_numpy(self._store.pixels(index)),
             "boxes": torch.from_numpy(boxes),
             "classes": torch.from_numpy(classes),
             "index": torch.from_numpy(index),
+            **judged,
         }
 
 

@@ -38,6 +38,25 @@ CLASSIFIES = {
 the mean of its logits over the tokens of a text are the logits of the text.""",
 }
 
+# Of each task of images: the Hub's name of it, what one does with the model, and what the model is.
+IMAGES = {
+    "mae": (
+        "image-feature-extraction",
+        'model.embed("photo.jpg").shape',
+        "A masked autoencoder of pictures of {}x{} pixels",
+    ),
+    "classify_images": (
+        "image-classification",
+        'model.predict("photo.jpg")[0]',
+        "A classifier of pictures of {}x{} pixels",
+    ),
+    "detect": (
+        "object-detection",
+        'model.predict("photo.jpg")[0]  # a list of boxes',
+        "A detector of objects in pictures of {}x{} pixels",
+    ),
+}
+
 
 def model_card(record: Mapping[str, Any]) -> str:
     """README.md with YAML front matter, from a run record. A section is left out where the record has nothing for it.
@@ -49,9 +68,11 @@ def model_card(record: Mapping[str, Any]) -> str:
             `recipe`: the resolved recipe, as plain data;
             `classes`, `pooling` and `family`: labels of a classifier, how it reads a text, and its architecture;
             `blank`: the token that a masked language model fills in;
+            `images`: the task of a model of images; `image_size`: [height, width] of these; `standard`: the class of
+                `transformers` that loads it, where one does;
             `chat`: whether the model answers; `summarizes`: whether it summarises;
             `limits`: a text: what the model should not be used for;
-            `curve`: [(step, held-out bits per byte)];
+            `curve`: [(step, held-out bits per byte)], or of what `curve_of` names;
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
             `test`: {"metrics": the same, of texts that were scored once};
@@ -78,6 +99,8 @@ def model_card(record: Mapping[str, Any]) -> str:
 
 
 def _pipeline(record: Mapping[str, Any]) -> str:
+    if images := record.get("images"):
+        return IMAGES[images][0]
     if record.get("classes"):
         return "text-classification"
     if record.get("summarizes"):
@@ -86,6 +109,10 @@ def _pipeline(record: Mapping[str, Any]) -> str:
 
 
 def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    if images := record.get("images"):
+        loads = record.get("standard")
+        elsewhere = f"The folder loads in `transformers` as well, as `{loads}`." if loads else ""
+        return USE.format(call=IMAGES[images][1], elsewhere=elsewhere).strip()
     if record.get("classes"):
         elsewhere = SEQUENCES if record.get("family") == "modernbert" else CLASSIFIES[record["pooling"]]
         return USE.format(call='model.predict("A text")[0]', elsewhere=elsewhere).strip()
@@ -103,9 +130,11 @@ def _use(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 def _summary(record: Mapping[str, Any], family: str | None) -> str:
     kind = f"A {family}-shaped language model" if family else "A language model"
+    if images := record.get("images"):
+        kind = IMAGES[images][2].format(*record["image_size"])
     if classes := record.get("classes"):
         shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
-        kind = f"A classifier of texts ({shown})"
+        kind = f"{kind} ({shown})" if images else f"A classifier of texts ({shown})"
     count = f" of {record['parameters']:,} parameters" if record.get("parameters") else ""
     return "\n\n".join(filter(None, (record.get("description"), f"{kind}{count}, made with bedplate.")))
 
@@ -122,7 +151,7 @@ def _source(meta: Mapping[str, Any]) -> str:
         if isinstance(size, Mapping):
             parts.append(f"{split} {size['documents']:,} documents, {size['tokens']:,} tokens")
         elif size:
-            parts.append(f"{split} {size:,} examples")
+            parts.append(f"{split} {size:,} {'pictures' if meta.get('pictures') else 'examples'}")
     if near := meta.get("near_duplicates"):
         parts.append(f"{near:,} near-duplicates of scored texts removed from the training")
     return "; ".join(parts)
@@ -148,17 +177,17 @@ def _training(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     parts = [
         f"Hardware: {hardware}." if hardware else "",
         f"```bash\n{record['command']}\n```" if record.get("command") else "",
-        _curve(record.get("curve") or ()),
+        _curve(record.get("curve") or (), record.get("curve_of", "held-out bits per byte")),
         f"The resolved recipe:\n\n```yaml\n{_yaml(recipe)}\n```" if recipe else "",
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def _curve(points: Sequence[tuple[int, float]]) -> str:
+def _curve(points: Sequence[tuple[int, float]], what: str) -> str:
     if not points:
         return ""
-    steps, bits = (" | ".join(row) for row in ([f"{x:,}" for x, _ in points], [f"{y:.3f}" for _, y in points]))
-    return f"| step | {steps} |\n|{'---|' * (len(points) + 1)}\n| held-out bits per byte | {bits} |"
+    steps, values = (" | ".join(row) for row in ([f"{x:,}" for x, _ in points], [f"{y:.3f}" for _, y in points]))
+    return f"| step | {steps} |\n|{'---|' * (len(points) + 1)}\n| {what} | {values} |"
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

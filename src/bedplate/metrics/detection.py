@@ -81,14 +81,14 @@ def detection_metrics(
             to find.
     """
     need_pycocotools()
-    judge = _judge(_checked(truth, len(names), "truth"), _checked(predictions, len(names), "predictions"), len(names))
     if len(truth) != len(predictions):
         raise ValueError(f"{len(predictions)} predictions for the truth of {len(truth)} pictures")
-    n = len(truth)
+    true_rows, found_rows = _checked(truth, len(names), "truth"), _checked(predictions, len(names), "predictions")
+    if not any((row["crowd"] == 0).any() for row in true_rows):
+        raise ValueError("nothing was scored: the truth has no box outside of crowds")
+    n, judge = len(truth), _judge(true_rows, found_rows, len(names))
     matches = [[_matches(judge, k, a, n) for a in range(len(AREAS))] for k in range(len(names))]
     there = [int(of_class[0].there.sum()) for of_class in matches]
-    if not sum(there):
-        raise ValueError("nothing was scored: the truth has no box outside of crowds")
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
     # (T, 101, K, A, 3) and (T, K, A, 3), -1 for none. It divides by a little more than the number of predictions, which
     # would let a perfect score stay below 1.

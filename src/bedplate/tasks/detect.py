@@ -35,7 +35,8 @@ class Detect:
 
     Batches hold `pixels (B, 3, H, W)` uint8, `boxes (B, M, 4)` as x1 y1 x2 y2 in pixels, `classes (B, M)`, -1 for
     padding, and `index (B,)`. Where `crowd (B, M)` bool is there, its boxes are not trained on, and a detection inside
-    of one is neither right nor wrong.
+    of one is neither right nor wrong. Where `scale (B,)` is there, boxes are judged in pixels of the pictures, of each
+    of which so many pixels of the canvas are one: COCO's small and large boxes are sizes of theirs.
 
     Args:
         mean, std: of each channel of values in 0..1, taken out before the network.
@@ -88,8 +89,8 @@ class Detect:
     def judged(self, batches: Iterable[Batch]) -> tuple[Rows, Rows, np.ndarray, np.ndarray]:
         """(true boxes, detections, sums of losses, their weights) of each picture, in the batches' order.
 
-        Rows are {"boxes", "classes", "crowd" or "scores"} of arrays; boxes are in pixels of the canvas. A picture that
-        comes twice, as one that fills up a batch does, counts once.
+        Rows are {"boxes", "classes", "crowd" or "scores"} of arrays. A picture that comes twice, as one that fills up a
+        batch does, counts once.
         """
         module, device = self.module, self.module.device
         was_training = module.training
@@ -101,10 +102,13 @@ class Detect:
             parts, weights = module.losses_of(output, boxes, classes)
             found = module.found_in(output, threshold=JUDGED)
             numbers = zip(parts["loss"].tolist(), weights.tolist(), strict=True)
-            for index, true, said, (loss, weight) in zip(
-                batch["index"].tolist(), _true(batch), found, numbers, strict=True
+            scales = batch["scale"].tolist() if "scale" in batch else [1.0] * len(found)
+            for index, true, said, (loss, weight), scale in zip(
+                batch["index"].tolist(), _true(batch), found, numbers, scales, strict=True
             ):
-                rows[index] = true, {name: value.cpu().numpy() for name, value in said.items()}, loss, weight
+                answer = {name: value.cpu().numpy() for name, value in said.items()}
+                both = [{**row, "boxes": row["boxes"] / scale} for row in (true, answer)]
+                rows[index] = both[0], both[1], loss, weight
         module.train(was_training)
         truth, detections, sums, counts = (list(column) for column in zip(*rows.values(), strict=True))
         return truth, detections, np.array(sums), np.array(counts)
