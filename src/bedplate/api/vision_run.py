@@ -163,24 +163,12 @@ class VisionRun(Run[VisionRecipe]):
 
     def augment(self) -> ImageAugment | None:
         """What training shows of pictures; None where nothing is changed in them."""
-        a = self.recipe.augment
-        settings = ImageAugment(
-            crop_scale=WHOLE if a.crop_scale is None else (a.crop_scale[0], a.crop_scale[1]),
-            flip=a.flip,
-            shift=a.shift,
-            randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
-            colour=a.colour,
-            erasing=a.erasing,
-            mixup=a.mixup,
-            cutmix=a.cutmix,
-        )
-        return None if settings == ImageAugment() and self.store_size == self.processor.size else settings
+        return image_augment(self.recipe, self.processor.size)
 
     @property
     def store_size(self) -> tuple[int, int]:
         """(height, width) at which pictures are kept for training."""
-        (height, width), side = self.processor.size, self.recipe.data.store
-        return (height, width) if side is None else (side, side * width // height)
+        return store_size(self.recipe, self.processor.size)
 
     @property
     def cache(self) -> Path:
@@ -223,6 +211,28 @@ class VisionRun(Run[VisionRecipe]):
             "image_size": list(self.processor.size),
             "standard": loads,
         }
+
+
+def image_augment(recipe: VisionRecipe, size: tuple[int, int]) -> ImageAugment | None:
+    """What training shows of pictures to a network that reads `size`; None where nothing is changed in them."""
+    a = recipe.augment
+    settings = ImageAugment(
+        crop_scale=WHOLE if a.crop_scale is None else (a.crop_scale[0], a.crop_scale[1]),
+        flip=a.flip,
+        shift=a.shift,
+        randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
+        colour=a.colour,
+        erasing=a.erasing,
+        mixup=a.mixup,
+        cutmix=a.cutmix,
+    )
+    return None if settings == ImageAugment() and store_size(recipe, size) == size else settings
+
+
+def store_size(recipe: VisionRecipe, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which pictures are kept for training a network that reads `size`."""
+    (height, width), side = size, recipe.data.store
+    return (height, width) if side is None else (side, side * width // height)
 
 
 def fresh_config(recipe: VisionRecipe, size: tuple[int, int]) -> VisionConfig:
