@@ -207,6 +207,7 @@ def test_of_pictures_the_page_speaks_of_pictures_and_shows_its_mistakes(result: 
     for row in result["mistakes"]:
         row["image"] = Image.new("RGB", (8, 8))
         del row["text"]
+    result["data"]["dropped"] = {}
     page = transfer_report(result, "pictures")
     told = words(page)
     assert page.count("<img") == 2 and told.index("“positive”, 99 % sure") < told.index("“negative”, 91 % sure")
