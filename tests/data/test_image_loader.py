@@ -174,6 +174,15 @@ def test_evaluation_sees_all_once_in_order(images: LabelledImages, store: PixelS
     assert len(list(ImageEvalLoader(images, 8, store, max_batches=2))) == 2
 
 
+def test_ranks_share_an_evaluation(images: LabelledImages, store: PixelStore) -> None:
+    loaders = [ImageEvalLoader(images, 8, store, None, rank, 3) for rank in range(3)]  # of 4 batches
+    batches = [[batch["index"].tolist() for batch in loader] for loader in loaders]
+    assert [len(loader) for loader in loaders] == [2, 2, 2]
+    in_order = [number for nth in zip(*batches, strict=True) for batch in nth for number in batch]
+    assert in_order == [*range(COUNT), *range(24, COUNT), *range(24, COUNT)]  # the last batch fills up
+    assert all(loader.index.tolist() == list(range(COUNT)) for loader in loaders)
+
+
 @pytest.mark.parametrize("limit", [10**9, 0])
 def test_broken_pictures_are_named_and_never_drawn(images: LabelledImages, tmp_path: Path, limit: int) -> None:
     for i, ref in enumerate(images.images):

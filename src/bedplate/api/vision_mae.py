@@ -12,6 +12,7 @@ import torch
 from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_report import write_mae_report
 from bedplate.api.vision_run import VisionRun, trunk_config
+from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import fingerprint, read_images, split_images
 from bedplate.data.image_loader import ImageLoader
 from bedplate.models.mae import MAE, MAEConfig
@@ -80,8 +81,10 @@ class MAERun(VisionRun):
 
     def measure(self) -> None:
         """Held-out pictures (or those of training, where none are held out): as they are, hidden, and drawn."""
-        pixels = (self.loader if self.val is None else self.val).batch(0)["pixels"]
-        self.shown = self.task.reconstructions(pixels[:SHOWN], self.recipe.seed)
+        store = self.stores["train" if self.val is None else "val"]
+        pixels = torch.from_numpy(store.pixels(store.usable[:SHOWN]))
+        resized = ImageAugment()(pixels, self.processor.size)  # those of training may be kept larger
+        self.shown = self.task.reconstructions(resized, self.recipe.seed)
 
     def write_report(self, record: dict[str, Any]) -> None:
         write_mae_report(self.out, record, self.timings, self.shown)
