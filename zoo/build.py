@@ -2,6 +2,7 @@
 
     python zoo/build.py runs/text-mini-reviews text-mini --mean-with runs/text-mini \\
         --notes zoo/text-mini.yaml --figures blimp.json books.json
+    python zoo/build.py runs/vision-mini vision-mini --notes zoo/vision-mini.yaml --figures cifar10-test.json
 
 `--notes` is YAML with `description`, `license`, `data` and `limits`. `--figures` hold what `bedplate evaluate --json`
 prints: the card lists their metrics under the name of the file. `--mean-with` averages the weights with those of the
@@ -21,10 +22,15 @@ from torch import nn
 import bedplate
 from bedplate.api.run import without_paths
 from bedplate.hub.card import model_card
-from bedplate.recipe import read_recipe
+from bedplate.recipe import PICTURES, read_recipe, read_vision_recipe, task_of
 from bedplate.train.log import read_rows
 
 ZOO = Path(__file__).parent / "src" / "bedplate_zoo"
+CURVES = {
+    "classify_images": ("val_accuracy", "held-out accuracy"),
+    "detect": ("val_map_50", "held-out mAP@50"),
+    "mae": ("val_loss", "held-out loss"),
+}
 LARGEST = 15 * 2**20  # bytes of a file
 
 
@@ -41,19 +47,25 @@ def main() -> None:
     if args.mean_with:
         average(model.module, bedplate.load(args.mean_with, dtype="fp32").module)
     model.module.to(torch.bfloat16)
+    task = task_of(args.run / "recipe.yaml")
+    read = read_vision_recipe if task in PICTURES else read_recipe
+    key, what = CURVES.get(task, ("val_bits_per_byte", "held-out bits per byte"))
     record = {
         "name": args.name,
         "command": "",
-        "recipe": read_recipe(args.run / "recipe.yaml").model_dump(mode="json"),
+        "recipe": read(args.run / "recipe.yaml").model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.module.parameters()),
         "hardware": json.loads((args.run / "environment.json").read_text("utf-8"))["hardware"],
-        "curve": curve(args.run),
+        "curve": curve(args.run, key),
+        "curve_of": what,
         "metrics": {
             f"{file.stem}: {name}": metric
             for file in args.figures
             for name, metric in json.loads(file.read_text("utf-8"))["metrics"].items()
         },
     }
+    if task in PICTURES:
+        record |= {"images": task, "image_size": list(model.processor.size), "classes": model.labels}
     record = without_paths(record, "pretrain") | {"command": f"bedplate pretrain recipes/{args.name}.yaml"}
     model.card = model_card(record | yaml.safe_load(args.notes.read_text("utf-8")))
     model.save(ZOO / args.name, overwrite=True)
@@ -72,10 +84,9 @@ def average(module: nn.Module, other: nn.Module) -> None:
         parameter.lerp_(others[name], 0.5)
 
 
-def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, held-out bits per byte) of every evaluation."""
-    rows = read_rows(run / "metrics.jsonl")
-    return [(row["step"], row["val_bits_per_byte"]) for row in rows if "val_bits_per_byte" in row]
+def curve(run: Path, key: str) -> list[tuple[int, float]]:
+    """(step, what was measured) of every evaluation."""
+    return [(row["step"], row[key]) for row in read_rows(run / "metrics.jsonl") if key in row]
 
 
 if __name__ == "__main__":

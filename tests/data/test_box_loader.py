@@ -127,6 +127,9 @@ def test_evaluation_reads_all_in_order(boxed: BoxedImages, store) -> None:
     assert len(BoxEvalLoader(boxed, CANVAS, 3, store)) == 3
     assert len(list(BoxEvalLoader(boxed, CANVAS, 3, store, max_batches=1))) == 1
     assert batches[2]["classes"].shape == (1, 5)
+    shared = [list(BoxEvalLoader(boxed, CANVAS, 3, store, None, rank, 2)) for rank in (0, 1)]
+    found = [[batch["index"].tolist() for batch in batches] for batches in shared]
+    assert found == [[[0, 1, 2], [6]], [[3, 4, 5], [6]]]  # the last one fills up
 
 
 def test_nothing_to_learn_from_is_refused(boxed: BoxedImages, store, tmp_path: Path) -> None:

@@ -44,6 +44,18 @@ def equal(one: Batch, other: Batch) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_batches_among_some_pictures_hold_these_alone(images: LabelledImages, tmp_path: Path) -> None:
+    store, some = PixelStore(images, SIZE, "cover", tmp_path, 1), np.array([21, 4, 8, 11])
+    loader = ImageLoader(images, 3, 5, store, among=some)
+    assert loader.steps_per_epoch == 2 and loader.epoch(4) == 3
+    seen = torch.cat([loader.batch(step)["index"] for step in range(4)]).view(3, 4)
+    assert all(sorted(epoch.tolist()) == [4, 8, 11, 21] for epoch in seen) and not torch.equal(seen[0], seen[1])
+    batch = loader.batch(1)
+    assert np.array_equal(batch["pixels"].numpy(), store.pixels(batch["index"].numpy()))
+    targets = images.targets
+    assert targets is not None and batch["labels"].tolist() == targets[batch["index"].numpy()].tolist()
+
+
 @pytest.mark.parametrize("mode", ["cover", "letterbox", "stretch"])
 @pytest.mark.usefixtures("few_a_chunk")
 def test_stored_or_not_and_by_any_number_of_workers_pixels_are_the_same(
@@ -160,6 +172,15 @@ def test_evaluation_sees_all_once_in_order(images: LabelledImages, store: PixelS
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(COUNT))
     assert torch.cat([batch["labels"] for batch in batches]).tolist() == images.targets.tolist()  # type: ignore[union-attr]
     assert len(list(ImageEvalLoader(images, 8, store, max_batches=2))) == 2
+
+
+def test_ranks_share_an_evaluation(images: LabelledImages, store: PixelStore) -> None:
+    loaders = [ImageEvalLoader(images, 8, store, None, rank, 3) for rank in range(3)]  # of 4 batches
+    batches = [[batch["index"].tolist() for batch in loader] for loader in loaders]
+    assert [len(loader) for loader in loaders] == [2, 2, 2]
+    in_order = [number for nth in zip(*batches, strict=True) for batch in nth for number in batch]
+    assert in_order == [*range(COUNT), *range(24, COUNT), *range(24, COUNT)]  # the last batch fills up
+    assert all(loader.index.tolist() == list(range(COUNT)) for loader in loaders)
 
 
 @pytest.mark.parametrize("limit", [10**9, 0])

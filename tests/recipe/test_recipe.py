@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from bedplate.errors import InputError
-from bedplate.recipe import Recipe, read_finetune_recipe, read_recipe, write_recipe
+from bedplate.recipe import (
+    PICTURES,
+    FinetuneRecipe,
+    Recipe,
+    VisionRecipe,
+    read_finetune_recipe,
+    read_recipe,
+    read_vision_recipe,
+    write_recipe,
+)
 
 LEAST: dict[str, Any] = {"out": "runs/x", "data": {"path": "text.txt"}, "train": {"steps": 10}}
 
@@ -187,21 +196,52 @@ def test_writing_and_reading_gives_the_same_recipe(
     assert read_recipe(file) == recipe == read_recipe(recipe)
 
 
+def test_a_recipe_of_images_is_the_same_when_it_is_read_again(tmp_path: Path) -> None:
+    values = {
+        "task": "classify_images",
+        "out": "runs/x",
+        "data": {"path": ["a", "b"]},
+        "model": {"image_size": [32, 48]},
+    }
+    recipe = read_vision_recipe(values, ["augment.crop_scale=[0.5, 1]", "base=zoo:x"])
+    write_recipe(recipe, tmp_path / "r.yaml")
+    assert read_vision_recipe(tmp_path / "r.yaml") == recipe and recipe.model.size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.hidden_size=8", "base=zoo:x brings its own network; leave model.hidden_size out, or base"),
+        ("model.image_size=[1, 2, 3]", "model.image_size=[1, 2, 3]: give one side in pixels, or [height, width]"),
+        ("detector.head=set", "detector is for task: detect, not for classify_images"),
+        ("train.epochs=null", "train.steps and train.epochs are both null; give one of them"),
+        ("data.fit=crop", "data.fit: input should be 'stretch', 'cover' or 'letterbox', got 'crop'"),
+    ],
+)
+def test_a_recipe_of_images_that_contradicts_itself_is_refused(override: str, message: str) -> None:
+    values = {"task": "classify_images", "out": "runs/x", "base": "zoo:x", "data": {"path": "a"}}
+    with pytest.raises(InputError) as caught:
+        read_vision_recipe(values, [override])
+    assert message in str(caught.value)
+
+
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
     inner = [field.annotation for field in model.model_fields.values()]
     return [model, *(each for each in inner if isinstance(each, type) and issubclass(each, BaseModel))]
 
 
-def test_every_key_is_documented() -> None:
-    for section in sections(Recipe):
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe, VisionRecipe])
+def test_every_key_is_documented(kind: type[BaseModel]) -> None:
+    for section in sections(kind):
         assert section.__doc__, section
         for name, field in section.model_fields.items():
-            assert field.description or field.annotation in sections(Recipe), f"{section.__name__}.{name}"
+            assert field.description or field.annotation in sections(kind), f"{section.__name__}.{name}"
 
 
 def test_the_recipe_that_the_readme_promises_is_valid() -> None:
     root = Path(__file__).parents[2] / "recipes"
     for file in sorted(root.glob("*.yaml")):
         task = yaml.safe_load(file.read_text("utf-8")).get("task", "language")
-        (read_recipe if task == "language" else read_finetune_recipe)(file)
+        read = read_vision_recipe if task in PICTURES else read_finetune_recipe
+        (read_recipe if task == "language" else read)(file)
     assert (root / "gpt-mini.yaml").is_file()

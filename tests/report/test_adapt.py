@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bedplate.report.adapt import finetune_report, finetune_sections, transfer_report, transfer_sections
 from bedplate.report.page import run_report
@@ -199,6 +200,19 @@ def test_mistakes_stand_by_their_score(result: dict[str, Any]) -> None:
 def test_a_long_text_is_cut(result: dict[str, Any]) -> None:
     result["mistakes"][0]["text"] = "word " * 1000
     assert words(transfer_report(result)).count("word ") < 100
+
+
+def test_of_pictures_the_page_speaks_of_pictures_and_shows_its_mistakes(result: dict[str, Any]) -> None:
+    result["arms"] = result["arms"] | {"tfidf": "Linear probe of the frozen base"}
+    for row in result["mistakes"]:
+        row["image"] = Image.new("RGB", (8, 8))
+        del row["text"]
+    result["data"]["dropped"] = {}
+    page = transfer_report(result, "pictures")
+    told = words(page)
+    assert page.count("<img") == 2 and told.index("“positive”, 99 % sure") < told.index("“negative”, 91 % sure")
+    assert "give a picture its label" in told and "2,000 pictures" in told and "texts" not in told
+    assert "Test pictures 87.1 % labelled right" in told
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,17 @@ def test_batches_are_read_one_by_one(network: Detector | SetDetector) -> None:
     assert Detect(network, MEAN, STD).evaluate(loader())["map"]["n"] == 6
 
 
+def test_a_picture_counts_once(network: Detector | SetDetector) -> None:
+    """Ranks fill their batches up with pictures that others have."""
+
+    def collect(parts: list[Any]) -> list[Any]:
+        return [*parts, *parts[-1:]]
+
+    seen = [batch(0), batch(3)]
+    measured = Detect(network, MEAN, STD, collect=collect).evaluate(seen)
+    assert measured == Detect(network, MEAN, STD).evaluate(seen)
+
+
 def test_flops_count_pictures_and_noised_objects() -> None:
     one, two = batch(), batch(count=6)
     for kind in ("dense", "set"):

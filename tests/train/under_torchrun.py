@@ -1,6 +1,7 @@
 """What the tests start with torchrun: `under_torchrun.py FOLDER NAME...` runs `FOLDER/NAME.json`, one after the other.
 
 Each file holds {"recipe": {...}, "overrides": [...], "resume": bool, "stop_at": step or null, "hang_at": step or null}.
+Masks of a MAE follow from its pictures here.
 """
 
 import json
@@ -11,11 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pixel_masks import masks_of_pixels
+
 import bedplate
 from bedplate.errors import Interrupted
+from bedplate.models.mae import MAE
 from bedplate.train.loop import Trainer
 
 train_step = Trainer._train_step
+MAE.masks = masks_of_pixels  # type: ignore[method-assign]
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -40,18 +40,20 @@ class ClassifyImagesRun(VisionRun):
 
     module: ViT
     task: ClassifyImages
-    scored: Mapping[str, Any] = MappingProxyType({})  # what `score` found
+    scored: Mapping[str, Any] = MappingProxyType({})  # what `measure` found
 
     def prepare(self, log: RunLog) -> None:
         recipe = self.recipe
         encoder = self.make_encoder(log)
-        self.timed("data", lambda: self._read(log))
-        self.module = ViT.of(
-            encoder,
-            self.classes,
-            pooling=recipe.model.pooling,
-            dropout=recipe.model.dropout,
-            image_size=self.processor.size,
+        self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
+        self.module = self.placed(
+            ViT.of(
+                encoder,
+                self.classes,
+                pooling=recipe.model.pooling,
+                dropout=recipe.model.dropout,
+                image_size=self.processor.size,
+            )
         )
         self.task = ClassifyImages(
             self.module,
@@ -60,6 +62,7 @@ class ClassifyImagesRun(VisionRun):
             augment=self.augment(),
             label_smoothing=recipe.objective.label_smoothing,
             flip=recipe.evaluate.flip,
+            collect=self.ranks.interleave,
         )
         log.say(f"{self.parameters():,} parameters.")
 
@@ -91,7 +94,7 @@ class ClassifyImagesRun(VisionRun):
         self.parts = {"train": train, **parts}
         self.loaders = {name: self.eval_loader(name, part) for name, part in parts.items()}
         store = self.store("train", train, self.store_size)
-        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, store)
+        self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, store, *self.shares)
         self.found = {
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
@@ -110,7 +113,7 @@ class ClassifyImagesRun(VisionRun):
         marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
         return [{"fingerprint": " ".join(marks), **self.found}]
 
-    def score(self) -> None:
+    def measure(self) -> None:
         """Score the model once: on the test pictures where there are any, else in detail on the held-out ones."""
         name = "test" if "test" in self.loaders else "val"
         if name not in self.loaders:
@@ -130,7 +133,8 @@ class ClassifyImagesRun(VisionRun):
             "shown": shown,
             "looks": self._looks([row for rows in shown.values() for row in rows[:LOOKS]], self.parts[name].images),
         }
-        write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
+        if self.ranks.is_main:
+            write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
 
     def _shown(self, predictions: Any, truth: Any, predicted: Any, index: Any) -> dict[str, list[dict[str, Any]]]:
         """Pictures for the report: the surest mistakes, and right ones by chance."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -32,17 +32,23 @@ class DetectRun(VisionRun):
     default_fit = "letterbox"
     module: Detector | SetDetector
     task: Detect
-    scored: Mapping[str, Any] = MappingProxyType({})
+    scored: Mapping[str, Any] = MappingProxyType({})  # what `measure` found
+    shown: Sequence[Mapping[str, Any]] = ()  # some scored pictures, with what is found in them
 
     def prepare(self, log: RunLog) -> None:
         recipe = self.recipe
         encoder = self.make_encoder(log)
-        self.timed("data", lambda: self._read(log))
+        self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
         kind = Detector if recipe.detector.head == "dense" else SetDetector
-        self.module = kind.of(
-            encoder, self.classes, image_size=self.processor.size, dropout=recipe.model.dropout, seed=recipe.seed
+        size, dropout = self.processor.size, recipe.model.dropout
+        self.module = self.placed(kind.of(encoder, self.classes, image_size=size, dropout=dropout, seed=recipe.seed))
+        self.task = Detect(
+            self.module,
+            self.processor.mean,
+            self.processor.std,
+            augment=self.box_augment(),
+            collect=self.ranks.interleave,
         )
-        self.task = Detect(self.module, self.processor.mean, self.processor.std, augment=self.box_augment())
         log.say(f"{self.parameters():,} parameters.")
 
     def box_augment(self) -> BoxAugment:
@@ -63,9 +69,12 @@ class DetectRun(VisionRun):
             train, parts["val"] = train.split(data.val_fraction, self.recipe.seed)
         self.parts: dict[str, BoxedImages] = {"train": train, **parts}
         rows, size = self.recipe.train.batch_size, self.processor.size
-        self.stores = {name: box_store(part, size, self.cache, data.workers) for name, part in self.parts.items()}
-        self.loader = BoxLoader(train, size, rows, self.recipe.seed, self.stores["train"])
-        self.loaders = {name: BoxEvalLoader(part, size, rows, self.stores[name]) for name, part in parts.items()}
+        self.stores = {name: box_store(part, size, self.cache, self.workers) for name, part in self.parts.items()}
+        self.loader = BoxLoader(train, size, rows, self.recipe.seed, self.stores["train"], *self.shares)
+        rows //= self.ranks.data_size
+        self.loaders = {
+            name: BoxEvalLoader(part, size, rows, self.stores[name], None, *self.shares) for name, part in parts.items()
+        }
         boxes = {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()}
         self.found: dict[str, Any] = {
             "classes": self.classes,
@@ -92,14 +101,16 @@ class DetectRun(VisionRun):
         marks = [f"{name}:{fingerprint(part, self.stores[name])}" for name, part in self.parts.items()]
         return [{"fingerprint": " ".join(marks), **self.found}]
 
-    def score(self) -> None:
+    def measure(self) -> None:
         """Score the model once: on the test pictures where there are any, else in detail on the held-out ones."""
         name = "test" if "test" in self.loaders else "val"
         if name not in self.loaders:
             return
         metrics = self.task.report(self.loaders[name])
         self.scored = {"on": name, "metrics": metrics}
-        write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
+        self.shown = self._pictures()
+        if self.ranks.is_main:
+            write_whole(self.out / "scored.json", json.dumps(self.scored, ensure_ascii=False))
 
     def record(self) -> dict[str, Any]:
         record = super().record() | {"classes": self.classes}
@@ -114,7 +125,7 @@ class DetectRun(VisionRun):
         return super().result() | {"data": self.found} | more
 
     def write_report(self, record: dict[str, Any]) -> None:
-        write_detection_report(self.out, record, self.timings, self._pictures() if self.scored else [])
+        write_detection_report(self.out, record, self.timings, self.shown)
 
     def _pictures(self) -> list[dict[str, Any]]:
         """Scored pictures, drawn by chance, with their true boxes and those that are found."""

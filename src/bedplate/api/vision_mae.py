@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch
 from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_report import write_mae_report
 from bedplate.api.vision_run import VisionRun, trunk_config
+from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import fingerprint, read_images, split_images
 from bedplate.data.image_loader import ImageLoader
 from bedplate.models.mae import MAE, MAEConfig
@@ -25,25 +28,26 @@ class MAERun(VisionRun):
 
     module: MAE
     task: Reconstruct
+    shown: Mapping[str, torch.Tensor] = MappingProxyType({})  # reconstructions, which `measure` draws
 
     def prepare(self, log: RunLog) -> None:
         recipe, decoder = self.recipe, self.recipe.decoder
         encoder = self.make_encoder(log)
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
-        self.timed("data", lambda: self._read(log))
+        self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
         inner = trunk_config(decoder.hidden_size, decoder.num_hidden_layers, decoder.num_attention_heads)
         config = MAEConfig(encoder.config, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
-        self.module = MAE(config)
-        self.module.init_weights(recipe.seed)
+        module = MAE(config)
+        module.init_weights(recipe.seed)
         if recipe.base is not None:
-            self.module.encoder.load_state_dict(
+            module.encoder.load_state_dict(
                 {name: value for name, value in encoder.state_dict().items() if not name.startswith("score.")}
             )
-        self.module.to(self.hardware.device)
+        self.module = self.placed(module)
         augment = self.augment()
         seen = None if augment is None else partial(augment, size=self.processor.size)
-        self.task = Reconstruct(self.module, self.processor.mean, self.processor.std, seen)
+        self.task = Reconstruct(self.module, self.processor.mean, self.processor.std, seen, self.ranks.interleave)
         log.say(f"{self.parameters():,} parameters, of which the decoder is left behind afterwards.")
 
     def _read(self, log: RunLog) -> None:
@@ -57,7 +61,7 @@ class MAERun(VisionRun):
             train, val = split_images(train, data.val_fraction, self.recipe.seed)
         self.parts = {"train": train} | ({} if val is None else {"val": val})
         rows, seed = self.recipe.train.batch_size, self.recipe.seed
-        self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size))
+        self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size), *self.shares)
         self.val = None if val is None else self.eval_loader("val", val)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},
@@ -75,10 +79,12 @@ class MAERun(VisionRun):
         marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
         return [{"fingerprint": " ".join(marks), **self.found}]
 
-    def reconstructions(self) -> dict[str, torch.Tensor]:
+    def measure(self) -> None:
         """Held-out pictures (or those of training, where none are held out): as they are, hidden, and drawn."""
-        pixels = next(iter(self.val))["pixels"] if self.val is not None else self.loader.batch(0)["pixels"]
-        return self.task.reconstructions(pixels[:SHOWN], self.recipe.seed)
+        store = self.stores["train" if self.val is None else "val"]
+        pixels = torch.from_numpy(store.pixels(store.usable[:SHOWN]))
+        resized = ImageAugment()(pixels, self.processor.size)  # those of training may be kept larger
+        self.shown = self.task.reconstructions(resized, self.recipe.seed)
 
     def write_report(self, record: dict[str, Any]) -> None:
-        write_mae_report(self.out, record, self.timings, self.reconstructions())
+        write_mae_report(self.out, record, self.timings, self.shown)

@@ -66,14 +66,15 @@ def write_detection_report(
 def write_mae_report(
     out: Path, record: Mapping[str, Any], timings: Mapping[str, float], shown: Mapping[str, Tensor]
 ) -> None:
-    """Write `out/report.html` of a masked autoencoder; `shown` are images `(B, 3, H, W)` uint8 of each kind."""
-    kinds = [
-        [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in shown[kind]]
-        for kind in ("original", "masked", "reconstructed")
-    ]
+    """Write `out/report.html` of a masked autoencoder; `shown` are images `(B, 3, H, W)` uint8 of each kind, if any."""
     page = _page(out, record, timings, [])
     page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={out}/model data.path=YOUR_FOLDER"]
-    page["sections"] = [("What it draws", [triples(*kinds)])]
+    if shown:
+        kinds = [
+            [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in shown[kind]]
+            for kind in ("original", "masked", "reconstructed")
+        ]
+        page["sections"] = [("What it draws", [triples(*kinds)])]
     write_page(out, run_report(page))
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
@@ -23,9 +28,13 @@ from bedplate.models.vit import VisionConfig, VisionModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS
 from bedplate.recipe import VisionRecipe, read_vision_recipe
+from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks import Task
+from bedplate.train.hardware import available_cores
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
+
+M = TypeVar("M", bound=nn.Module)
 
 WHOLE = (1.0, 1.0)
 LOADS = {"mae": "ViTMAEForPreTraining", "classify_images": "AutoModelForImageClassification"}
@@ -37,8 +46,10 @@ class VisionRun(Run[VisionRecipe]):
 
     default_size: ClassVar[tuple[int, int]] = (32, 32)
     default_fit: ClassVar[str] = "stretch"
+    scales = True
     module: VisionModule
     task: Task
+    weights: Iterator[tuple[str, Tensor]] | None = None  # of a network that is to be sharded
 
     def __init__(self, recipe: VisionRecipe, resume: bool, command: str, verb: str) -> None:
         self.verb = verb  # type: ignore[misc]  # the same run is pre-training without a base, fine-tuning with one
@@ -52,10 +63,9 @@ class VisionRun(Run[VisionRecipe]):
             InputError: a base that is no model of images, or a size that is no multiple of its patches.
         """
         recipe, model = self.recipe, self.recipe.model
-        base = None if recipe.base is None else load(recipe.base, device=self.hardware.device, dtype="fp32")
+        base = None if recipe.base is None else load(recipe.base, device=self.made_on, dtype="fp32")
         if base is not None and not isinstance(base, ImageModel):
             raise InputError(f"{recipe.base}: is a model of text; give a base that reads pictures, or none")
-        self.base = base
         size = model.size or (self.default_size if base is None else encoder_of(base.module).config.image_size)
         fit: Any = recipe.data.fit or (self.default_fit if base is None else base.processor.fit)
         self.processor = ImageProcessor(size, fit=fit, flip=recipe.evaluate.flip)
@@ -70,16 +80,47 @@ class VisionRun(Run[VisionRecipe]):
             return encoder_of(base.module)
         encoder = VisionModel(fresh_config(recipe, size))
         encoder.init_weights(recipe.seed)
-        return encoder.to(self.hardware.device)
+        return encoder.to(self.made_on)
+
+    @property
+    def made_on(self) -> torch.device:
+        """Where the network is made: one that is to be sharded never is on the device as a whole."""
+        return self.hardware.device if self.parallel.shard == 1 else torch.device("cpu")
+
+    def placed(self, module: M) -> M:
+        """A whole network as the trainer takes it. What is to be sharded leaves its weights here, see `weights`."""
+        if self.parallel.shard == 1:
+            return module.to(self.hardware.device)
+        self.weights = iter(list(module.named_parameters()))
+        return module.to("meta")
 
     def store(self, name: str, images: LabelledImages, size: tuple[int, int]) -> PixelStore:
         """The pixels of a part's pictures at one size; `stores` keeps it, for what is broken."""
-        self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.recipe.data.workers)
+        self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.workers)
         return self.stores[name]
 
     def eval_loader(self, name: str, images: LabelledImages) -> ImageEvalLoader:
-        """Batches of a part's pictures, to be scored."""
-        return ImageEvalLoader(images, SCORED_ROWS, self.store(name, images, self.processor.size))
+        """This rank's batches of a part's pictures, to be scored; few pictures are shared by all ranks, too."""
+        rows = min(SCORED_ROWS, -(-len(images) // self.ranks.data_size))
+        store = self.store(name, images, self.processor.size)
+        return ImageEvalLoader(images, rows, store, None, *self.shares)
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """(this rank, all) among those that share batches."""
+        return self.ranks.data_rank, self.ranks.data_size
+
+    @property
+    def parallel(self) -> ParallelRecipe:
+        return self.recipe.parallel
+
+    @property
+    def workers(self) -> int | None:
+        """Processes of this rank that decode; None is as many as it may use cores."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here == 1:
+            return self.recipe.data.workers
+        return self.recipe.data.workers or max(1, available_cores() // here)
 
     def broken(self) -> list[str]:
         """What is wrong with each picture that cannot be decoded."""
@@ -111,28 +152,23 @@ class VisionRun(Run[VisionRecipe]):
             evaluate_every=recipe.evaluate.every or steps_per_epoch,
             metric=metric,
             patience=recipe.evaluate.patience,
+            ranks=self.ranks,
+            parallel=recipe.parallel,
+            weights=self.weights,
+            measure=self.measure,
         )
+
+    def measure(self) -> None:  # some runs have nothing to add
+        """What all ranks measure and draw of the final weights, averaged ones included, before the model is written."""
 
     def augment(self) -> ImageAugment | None:
         """What training shows of pictures; None where nothing is changed in them."""
-        a = self.recipe.augment
-        settings = ImageAugment(
-            crop_scale=WHOLE if a.crop_scale is None else (a.crop_scale[0], a.crop_scale[1]),
-            flip=a.flip,
-            shift=a.shift,
-            randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
-            colour=a.colour,
-            erasing=a.erasing,
-            mixup=a.mixup,
-            cutmix=a.cutmix,
-        )
-        return None if settings == ImageAugment() and self.store_size == self.processor.size else settings
+        return image_augment(self.recipe, self.processor.size)
 
     @property
     def store_size(self) -> tuple[int, int]:
         """(height, width) at which pictures are kept for training."""
-        (height, width), side = self.processor.size, self.recipe.data.store
-        return (height, width) if side is None else (side, side * width // height)
+        return store_size(self.recipe, self.processor.size)
 
     @property
     def cache(self) -> Path:
@@ -175,6 +211,28 @@ class VisionRun(Run[VisionRecipe]):
             "image_size": list(self.processor.size),
             "standard": loads,
         }
+
+
+def image_augment(recipe: VisionRecipe, size: tuple[int, int]) -> ImageAugment | None:
+    """What training shows of pictures to a network that reads `size`; None where nothing is changed in them."""
+    a = recipe.augment
+    settings = ImageAugment(
+        crop_scale=WHOLE if a.crop_scale is None else (a.crop_scale[0], a.crop_scale[1]),
+        flip=a.flip,
+        shift=a.shift,
+        randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
+        colour=a.colour,
+        erasing=a.erasing,
+        mixup=a.mixup,
+        cutmix=a.cutmix,
+    )
+    return None if settings == ImageAugment() and store_size(recipe, size) == size else settings
+
+
+def store_size(recipe: VisionRecipe, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) at which pictures are kept for training a network that reads `size`."""
+    (height, width), side = size, recipe.data.store
+    return (height, width) if side is None else (side, side * width // height)
 
 
 def fresh_config(recipe: VisionRecipe, size: tuple[int, int]) -> VisionConfig:

@@ -9,23 +9,30 @@ from bedplate.cli.output import Json, print_json
 
 
 def command(
-    data: Annotated[list[str], typer.Option(help="Labelled texts: csv, tsv, jsonl, parquet; may be repeated.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Labelled texts or pictures: a table, or a folder for each class; may be repeated."),
+    ],
     base: Annotated[str, typer.Option(help="The pre-trained model: a directory, zoo:NAME or hf:ORG/NAME.")],
     labels: Annotated[str, typer.Option(help="Numbers of labels to learn from.")] = "100,1000,all",
     seeds: Annotated[int, typer.Option(help="Repetitions with other samples and weights.")] = 3,
     test: Annotated[
-        list[str] | None, typer.Option(help="Texts to score on.", show_default="a fifth of the data, at most 2,000")
+        list[str] | None,
+        typer.Option(help="Texts or pictures to score on.", show_default="a fifth of the data, at most 2,000"),
     ] = None,
-    column: Annotated[str | None, typer.Option(help="The column of the text.", show_default="guessed")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of the text or picture.", show_default="guessed")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The column of the label.", show_default="guessed")] = None,
     out: Annotated[str, typer.Option(help="Folder for the report and the adapted model.")] = "transfer",
     json: Json = False,
 ) -> None:
-    """Measure what pre-training brings on your labels: adapted, from scratch, and TF-IDF.
+    """Measure what pre-training brings on your labels: adapted, from scratch, and a classic.
 
     \b
     Example:
       bedplate transfer --data reviews.csv --base quickstart/model --labels 100,1000,all
+      bedplate transfer --data photos/ --base runs/mae --labels 100,all
     """
     counts = _counts(labels)
     from bedplate.api.transfer import transfer

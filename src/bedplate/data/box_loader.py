@@ -130,6 +130,8 @@ class BoxEvalLoader:
         batch_size: Pictures of a batch; the last has fewer where they run out.
         store: The pixels of `boxed`.
         max_batches: Stop after so many batches; None for all.
+        rank, world_size: This process among all (W). It gets batches rank, rank + W, ...; where they run out the last
+            one again, so that every rank has as many.
     """
 
     def __init__(
@@ -139,19 +141,22 @@ class BoxEvalLoader:
         batch_size: int,
         store: PixelStore,
         max_batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._rows_of = _Rows(boxed, canvas, store, judged=True)
         self._usable, self._batch_size = store.usable, batch_size
         batches = -(-len(store.usable) // batch_size)
         self._batches = batches if max_batches is None else min(batches, max_batches)
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Count the batches."""
-        return self._batches
+        """Count the batches of this rank."""
+        return -(-self._batches // self._world_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self._batches):
-            yield self.batch(step)
+        for step in range(self._rank, len(self) * self._world_size, self._world_size):
+            yield self.batch(min(step, self._batches - 1))
 
     def batch(self, step: int) -> Batch:
         """The batch at a place in the order."""

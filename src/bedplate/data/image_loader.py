@@ -27,6 +27,7 @@ class ImageLoader:
         batch_size: Pictures of the global batch (all ranks together).
         seed: Chooses the order.
         store: The pixels of `images`.
+        among: Numbers of the pictures (n,) that batches hold, distinct; None for all.
         rank, world_size: This process among all (W); it gets rows [rank B / W, (rank + 1) B / W) of the global batch.
 
     Raises:
@@ -41,6 +42,8 @@ class ImageLoader:
         store: PixelStore,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        among: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size:
             raise InputError(
@@ -48,6 +51,7 @@ class ImageLoader:
             )
         assert len(images) == len(store)
         self._store, self._targets = store, images.targets
+        self._usable = store.usable if among is None else np.intersect1d(store.usable, among)
         self._batch_size, self._seed = batch_size, seed
         rows = batch_size // world_size
         self._rows = np.arange(rank * rows, (rank + 1) * rows)
@@ -55,7 +59,7 @@ class ImageLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every picture has been seen."""
-        return -(-len(self._store.usable) // self._batch_size)
+        return -(-len(self._usable) // self._batch_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size).
@@ -64,14 +68,14 @@ class ImageLoader:
             `pixels` uint8 (B, 3, H, W), `index` int64 (B,) of the pictures, and `labels` int64 (B,), indices into
             `images.classes`, where there are labels.
         """
-        usable = self._store.usable
+        usable = self._usable
         epoch, place = np.divmod(step * self._batch_size + self._rows, len(usable))
         drawn = order.permute(place, len(usable), order.keys(self._seed, 0, epoch))
         return _collate(self._store, self._targets, usable[drawn])
 
     def epoch(self, step: int) -> float:
         """How often the data has been read before `step`."""
-        return step * self._batch_size / len(self._store.usable)
+        return step * self._batch_size / len(self._usable)
 
 
 class ImageEvalLoader:
@@ -82,28 +86,37 @@ class ImageEvalLoader:
         batch_size: Pictures of a batch; the last has fewer where they run out.
         store: The pixels of `images`.
         max_batches: Stop after so many batches; None for all.
+        rank, world_size: This process among all (W). It gets batches rank, rank + W, ...; where they run out the last
+            one again, so that every rank has as many.
     """
 
     def __init__(
-        self, images: LabelledImages, batch_size: int, store: PixelStore, max_batches: int | None = None
+        self,
+        images: LabelledImages,
+        batch_size: int,
+        store: PixelStore,
+        max_batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         assert len(images) == len(store)
         self._store, self._targets, self._batch_size = store, images.targets, batch_size
         batches = -(-len(store.usable) // batch_size)
         self._batches = batches if max_batches is None else min(batches, max_batches)
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
-        """Count the batches."""
-        return self._batches
+        """Count the batches of this rank."""
+        return -(-self._batches // self._world_size)
 
     @property
     def index(self) -> NDArray[np.int64]:
-        """(n,) numbers of the pictures in the order in which they come."""
+        """(n,) numbers of all ranks' pictures in the order in which they come."""
         return self._store.usable[: self._batches * self._batch_size]
 
     def __iter__(self) -> Iterator[Batch]:
-        for step in range(self._batches):
-            yield self.batch(step)
+        for step in range(self._rank, len(self) * self._world_size, self._world_size):
+            yield self.batch(min(step, self._batches - 1))
 
     def batch(self, step: int) -> Batch:
         """The batch at a place in the order."""

@@ -150,7 +150,8 @@ def first_named(known: Sequence[str], names: Sequence[str], taken: str | None = 
 
 def how_to_name(key: str) -> str:
     """How a person names a column."""
-    return f"name the column: data.{key}=... in a recipe, --{key} on the command line"
+    option = "column" if key == "image" else key
+    return f"name the column: data.{key}=... in a recipe, --{option} on the command line"
 
 
 def listed(names: Sequence[str]) -> str:

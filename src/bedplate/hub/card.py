@@ -72,7 +72,7 @@ def model_card(record: Mapping[str, Any]) -> str:
                 `transformers` that loads it, where one does;
             `chat`: whether the model answers; `summarizes`: whether it summarises;
             `limits`: a text: what the model should not be used for;
-            `curve`: [(step, held-out bits per byte)];
+            `curve`: [(step, held-out bits per byte)], or of what `curve_of` names;
             `data`: a text, or the `meta.json` of each source (`sources`, `train` and `val` with their counts);
             `metrics`: {name: {"value", "low", "high", "n"}}, of which only the value must be there;
             `test`: {"metrics": the same, of texts that were scored once};
@@ -177,17 +177,17 @@ def _training(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     parts = [
         f"Hardware: {hardware}." if hardware else "",
         f"```bash\n{record['command']}\n```" if record.get("command") else "",
-        _curve(record.get("curve") or ()),
+        _curve(record.get("curve") or (), record.get("curve_of", "held-out bits per byte")),
         f"The resolved recipe:\n\n```yaml\n{_yaml(recipe)}\n```" if recipe else "",
     ]
     return "\n\n".join(filter(None, parts))
 
 
-def _curve(points: Sequence[tuple[int, float]]) -> str:
+def _curve(points: Sequence[tuple[int, float]], what: str) -> str:
     if not points:
         return ""
-    steps, bits = (" | ".join(row) for row in ([f"{x:,}" for x, _ in points], [f"{y:.3f}" for _, y in points]))
-    return f"| step | {steps} |\n|{'---|' * (len(points) + 1)}\n| held-out bits per byte | {bits} |"
+    steps, values = (" | ".join(row) for row in ([f"{x:,}" for x, _ in points], [f"{y:.3f}" for _, y in points]))
+    return f"| step | {steps} |\n|{'---|' * (len(points) + 1)}\n| {what} | {values} |"
 
 
 def _yaml(values: Mapping[str, Any]) -> str:

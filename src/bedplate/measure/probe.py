@@ -71,13 +71,24 @@ def linear_probe(train: Rows, test: Rows, seed: int = 0) -> Scores:
     Raises:
         InputError: no class has two training images, so that none can be held out.
     """
+    return _scores(test[1], linear_predictions(train, test[0], seed))
+
+
+def linear_predictions(train: Rows, unseen: Tensor, seed: int = 0, penalty: float | None = None) -> Tensor:
+    """Labels `(N,)` of unseen features `(N, D)`, as `linear_probe` foretells them.
+
+    Args:
+        penalty: of the weights, in place of one that is chosen.
+
+    Raises:
+        InputError: a penalty is to be chosen, and no class has two training images.
+    """
     mean, deviation = train[0].mean(0), train[0].std(0, correction=0)
     deviation = deviation.where(deviation > 0, 1.0)
-    x, unseen = ((part[0] - mean) / deviation for part in (train, test))
-    y, classes = train[1], _classes(train, test)
-    penalty = _choose_penalty(x, y, classes, seed)
-    weight, bias = fit_logistic(x, y, classes, penalty)
-    return _scores(test[1], (unseen @ weight.t() + bias).argmax(1))
+    x, y = (train[0] - mean) / deviation, train[1]
+    classes = 1 + int(y.max())
+    weight, bias = fit_logistic(x, y, classes, penalty or _choose_penalty(x, y, classes, seed))
+    return ((unseen - mean) / deviation @ weight.t() + bias).argmax(1)
 
 
 def fit_logistic(

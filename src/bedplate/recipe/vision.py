@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.recipe.schema import Count, LoopRecipe, Number, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
+from bedplate.recipe.schema import (
+    Count,
+    LoopRecipe,
+    Number,
+    OptimizerRecipe,
+    ParallelRecipe,
+    Positive,
+    Rate,
+    RunRecipe,
+    Share,
+    Strict,
+)
 
 Fit = Literal["stretch", "cover", "letterbox"]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
@@ -86,7 +97,7 @@ class VisionDataRecipe(Strict):
     store: Positive | None = None
     """side in pixels at which pictures are kept for training, larger than the model's where crops need room"""
     workers: Positive | None = None
-    """processes that decode (default: the cores that this process may use)"""
+    """processes of a rank that decode (default: the cores that it may use, shared by the ranks of a machine)"""
     cache: Path | None = None
     """folder of decoded pictures (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
 
@@ -186,12 +197,17 @@ class VisionRecipe(RunRecipe):
     objective: VisionObjectiveRecipe = Field(default_factory=VisionObjectiveRecipe)
     train: VisionTrainRecipe = Field(default_factory=VisionTrainRecipe)
     optimizer: VisionOptimizerRecipe = Field(default_factory=VisionOptimizerRecipe)
+    parallel: ParallelRecipe = Field(default_factory=ParallelRecipe)
     evaluate: VisionEvaluateRecipe = Field(default_factory=VisionEvaluateRecipe)
 
     @model_validator(mode="after")
     def _agrees(self) -> VisionRecipe:
         if self.train.steps is None and self.train.epochs is None:
             raise ValueError("train.steps and train.epochs are both null; give one of them")
+        if self.parallel.tensor > 1:
+            raise ValueError(
+                f"parallel.tensor={self.parallel.tensor}: tensor parallelism is for language models; use shard"
+            )
         if self.base is not None:
             own = self.model.model_fields_set & NETWORK
             if name := next((n for n in sorted(own) if getattr(self.model, n) != _default(n)), None):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bedplate.report.page import by_step, chart, duration, percent, quotes, run_report, table, text
+from bedplate.report.pictures import predictions
 from bedplate.report.plot import WIDTH, clip, interval_chart, line_chart, matrix_chart
 
 Sections = list[tuple[str, list[str]]]
@@ -25,29 +26,36 @@ F1 = (
     "many were found. F1 is high only if both are. Macro F1 is the mean of F1 over the classes, so that a rare class "
     "counts as much as a frequent one."
 )
+ARMS = {  # within a sentence
+    "pretrained": "the adapted model",
+    "scratch": "the same network from scratch",
+    "probe": "a linear probe of the frozen base",
+    "pixels": "logistic regression on pixels",
+}
 QUALITY = {"val_accuracy": "accuracy", "val_macro_f1": "macro F1"}
 
 
-def transfer_report(result: Mapping[str, Any]) -> str:
+def transfer_report(result: Mapping[str, Any], what: str = "texts") -> str:
     """The page of a `transfer` result: `transfer_sections`, with its settings, environment, timings and next steps.
 
-    The figures on top are those of the first arm with the most labels.
+    The figures on top are those of the first arm with the most labels; `what` are the labelled things.
     """
     first = next(iter(result["arms"]))
     best: Mapping[str, Any] = max(
         (row for row in result["rows"] if row["arm"] == first), key=lambda row: row["labels"], default={}
     )
     summary = _flat("test", best) | ({"majority": result["majority"]} if "majority" in result else {})
-    return run_report({**result, "summary": summary, "sections": transfer_sections(result)})
+    record = {**result, "summary": summary, "sections": transfer_sections(result, what)}
+    return run_report(record | {"headlines": {"test_accuracy": (f"Test {what}", "labelled right")}})
 
 
-def transfer_sections(result: Mapping[str, Any]) -> Sections:
+def transfer_sections(result: Mapping[str, Any], what: str = "texts") -> Sections:
     """What pre-training is worth: the chart, the differences in words, all figures, and where the model errs.
 
     `result` holds "classes", "seeds", "data" (facts, see `data_section`), "arms" ({arm: name}), "rows" ({"labels",
     "arm", "accuracy", "macro_f1", "by_seed": accuracies, "seconds"}) and, each optional: "differences" ({"labels",
     "arm", "over", "accuracy"}), "majority" (the accuracy of the most frequent class), "confusion" ({"labels", "arm",
-    "matrix"}) and "mistakes" ({"text", "label", "predicted", "score"}).
+    "matrix"}) and "mistakes" ({"text", "label", "predicted", "score"}, of pictures "image" in place of "text").
     """
     arms, rows, data = result["arms"], result["rows"], result["data"]
     ordered = sorted(rows, key=lambda row: (row["labels"], list(arms).index(row["arm"])))
@@ -59,21 +67,21 @@ def transfer_sections(result: Mapping[str, Any]) -> Sections:
     drawn = interval_chart(
         {name: points for name, points in series.items() if points},
         title="Accuracy by number of labels",
-        x_label="labelled texts to learn from",
-        y_label="% of the test texts labelled right, with 95 % intervals",
+        x_label=f"labelled {what} to learn from",
+        y_label=f"% of the test {what} labelled right, with 95 % intervals",
         baseline=majority,
     )
-    explained = text(INTERVAL.format(others="other test texts and other seeds"), F1.format(what="texts"), muted=True)
+    explained = text(INTERVAL.format(others=f"other test {what} and other seeds"), F1.format(what=what), muted=True)
     sections: Sections = [
-        ("What pre-training is worth", [text(*_task(result)), chart(drawn), text(*_differences(result))]),
+        ("What pre-training is worth", [text(*_task(result, what)), chart(drawn), text(*_differences(result, what))]),
         ("All figures", [_arms_table(ordered, arms, data), explained]),
     ]
     if confusion := result.get("confusion"):
-        whose = f"{arms[confusion['arm']]}, {_labels(confusion, data)} labels, on the test texts."
+        whose = f"{arms[confusion['arm']]}, {_labels(confusion, data)} labels, on the test {what}."
         sections.append(
-            ("Where it is right and wrong", confusion_blocks(confusion["matrix"], result["classes"], whose))
+            ("Where it is right and wrong", confusion_blocks(confusion["matrix"], result["classes"], whose, what))
         )
-    return [*sections, *_mistakes(result.get("mistakes", [])), *data_section(data)]
+    return [*sections, *_mistakes(result.get("mistakes", [])), *data_section(data, what)]
 
 
 def finetune_report(record: Mapping[str, Any]) -> str:
@@ -113,33 +121,33 @@ def finetune_sections(record: Mapping[str, Any]) -> Sections:
     return [*sections, *_mistakes(record.get("mistakes", [])), *data_section(record.get("data", {}))]
 
 
-def _task(result: Mapping[str, Any]) -> list[str]:
+def _task(result: Mapping[str, Any], what: str) -> list[str]:
     classes, seeds, test = result["classes"], result["seeds"], result["data"]["test"]
     named = ", ".join(classes) if len(classes) <= NAMED_CLASSES else f"one of {len(classes):,} classes"
-    again = "" if seeds == 1 else f" This was done {seeds} times, each with another choice of texts and random start."
+    again = "" if seeds == 1 else f" This was done {seeds} times, each with another choice of {what} and random start."
     return [
-        f"The task is to give a text its label: {named}. Every way of learning had the same labelled texts, and was "
-        f"tested on the same {test:,} texts, which were kept apart.{again}"
+        f"The task is to give a {what.removesuffix('s')} its label: {named}. Every way of learning had the same "
+        f"labelled {what}, and was tested on the same {test:,} {what}, which were kept apart.{again}"
     ]
 
 
-def _differences(result: Mapping[str, Any]) -> list[str]:
+def _differences(result: Mapping[str, Any], what: str) -> list[str]:
     """Each difference as a sentence. Points are percentage points of accuracy."""
-    names = {**result["arms"], "scratch": "the same network from scratch", "pretrained": "the adapted model"}
+    names = {arm: ARMS.get(arm, name) for arm, name in result["arms"].items()}
     sentences = []
     for row in result.get("differences", []):
         value, low, high = _percents(row["accuracy"])
         alone = (row["arm"], row["over"]) == ("pretrained", "scratch")  # nothing but pre-training tells these two apart
         who, over = "pre-training" if alone else names[row["arm"]], names[row["over"]]
         if low <= 0 <= high:
-            what = f"the data does not show a difference between {names[row['arm']]} and {over}: {value:+.1f} points"
+            said = f"the data does not show a difference between {names[row['arm']]} and {over}: {value:+.1f} points"
             interval = f"{low:+.1f} to {high:+.1f}"
         elif low > 0:
-            what, interval = f"{who} gives {value:.1f} points over {over}", f"{low:.1f} to {high:.1f}"
+            said, interval = f"{who} gives {value:.1f} points over {over}", f"{low:.1f} to {high:.1f}"
         else:
-            what, interval = f"{who} loses {-value:.1f} points against {over}", f"{-high:.1f} to {-low:.1f}"
-        sentences.append(f"With {_labels(row, result['data'])} labels, {what} (95 % interval {interval}).")
-    return [*sentences, "A point is one more of 100 test texts labelled right."] if sentences else []
+            said, interval = f"{who} loses {-value:.1f} points against {over}", f"{-high:.1f} to {-low:.1f}"
+        sentences.append(f"With {_labels(row, result['data'])} labels, {said} (95 % interval {interval}).")
+    return [*sentences, f"A point is one more of 100 test {what} labelled right."] if sentences else []
 
 
 def _arms_table(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: Mapping[str, Any]) -> str:
@@ -196,19 +204,21 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Sections:
     if not mistakes:
         return []
     surest = sorted(mistakes, key=lambda row: -row["score"])[:SHOWN_MISTAKES]
+    explained = (
+        "Wrong labels that the model was surest of. Some of them may be mistakes in the data rather than of the model."
+    )
+    if "image" in surest[0]:
+        return [("Its surest mistakes", [predictions(surest, caption=explained)])]
     items = []
     for row in surest:
         note = f"said “{row['predicted']}”\nlabelled “{row['label']}”\n{percent(row['score'])} sure"
         items.append((note, clip(row["text"], SHOWN_CHARACTERS)))
-    explained = (
-        "Wrong labels that the model was surest of. Some of them may be mistakes in the data rather than of the model."
-    )
     return [("Its surest mistakes", [text(explained, muted=True), quotes(items)])]
 
 
 def data_section(data: Mapping[str, Any], what: str = "texts") -> Sections:
-    """The facts that are given of "path", "column", "label", "train", "val", "test", "near_duplicates", "truncated" and
-    "dropped" ({what: count})."""
+    """The facts that are given of "path", "column", "label", "train", "val", "test", "near_duplicates",
+    "equal_pictures", "truncated" and "dropped" ({what: count})."""
     named = what.capitalize()
     facts = {
         "path": "Read from",
@@ -218,6 +228,7 @@ def data_section(data: Mapping[str, Any], what: str = "texts") -> Sections:
         "val": f"{named} to validate",
         "test": f"{named} to test",
         "near_duplicates": f"Near-duplicates of held-out {what}",
+        "equal_pictures": "Pictures left out that are held out as well",
         "truncated": f"{named} cut to what the model can read",
     }
     rows = [(name, _fact(data[key])) for key, name in facts.items() if data.get(key) is not None]

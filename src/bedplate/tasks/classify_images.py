@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class ClassifyImages:
         augment: what training shows of a batch; None shows it as it is.
         label_smoothing: share of the target that all classes share (arXiv 1512.00567, section 7).
         flip: whether a picture's logits are the mean of its own and its mirror image's, when it is not trained on.
+        collect: makes of one rank's results those of all, where ranks share the batches that are not trained on.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {
@@ -53,8 +54,9 @@ class ClassifyImages:
         augment: Augment | None = None,
         label_smoothing: float = 0.0,
         flip: bool = False,
+        collect: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
-        self.module, self.mean, self.std = module, mean, std
+        self.module, self.mean, self.std, self.collect = module, mean, std, collect
         self.augment, self.label_smoothing, self.flip = augment, label_smoothing, flip
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
@@ -84,17 +86,21 @@ class ClassifyImages:
 
     @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
-        """(logits `(N, C)`, labels `(N,)`) of all pictures in the batches' order, on the CPU in fp32."""
+        """(logits `(N, C)`, labels `(N,)`) of all ranks' pictures in the batches' order, on the CPU in fp32.
+
+        A picture that comes twice, as one that fills up the batches of several ranks does, counts once.
+        """
         module, device = self.module, self.module.device
         was_training = module.training
         module.eval()
         parts = []
         for batch in batches:
             scores = image_logits(module, normalize(batch["pixels"].to(device), self.mean, self.std), self.flip)
-            parts.append((scores.float().cpu(), batch["labels"].cpu()))
+            parts.append((batch["index"].cpu(), scores.float().cpu(), batch["labels"].cpu()))
         module.train(was_training)
-        scores, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        return scores, labels
+        index, scores, labels = (torch.cat(part) for part in zip(*self.collect(parts), strict=True))
+        first = np.sort(np.unique(index.numpy(), return_index=True)[1])
+        return scores[first], labels[first]
 
     def samples(self, seed: int) -> list[dict[str, str]]:
         """None: the report shows pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -41,6 +41,7 @@ class Detect:
     Args:
         mean, std: of each channel of values in 0..1, taken out before the network.
         augment: what training shows of a batch; None shows it as it is.
+        collect: makes of one rank's results those of all, where ranks share the held-out batches.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {"map_50": "max", "map": "max", "loss": "min"}
@@ -53,8 +54,10 @@ class Detect:
         std: Sequence[float],
         *,
         augment: Augment | None = None,
+        collect: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
-        self.module, self.mean, self.std, self.augment = module, mean, std, augment
+        self.module, self.mean, self.std = module, mean, std
+        self.augment, self.collect = augment, collect
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         pixels, boxes, classes = batch["pixels"], batch["boxes"], _learnt(batch)
@@ -87,30 +90,33 @@ class Detect:
 
     @torch.no_grad()
     def judged(self, batches: Iterable[Batch]) -> tuple[Rows, Rows, np.ndarray, np.ndarray]:
-        """(true boxes, detections, sums of losses, their weights) of each picture, in the batches' order.
+        """(true boxes, detections, sums of losses, their weights) of all ranks' pictures, in the batches' order.
 
-        Rows are {"boxes", "classes", "crowd" or "scores"} of arrays. A picture that comes twice, as one that fills up a
-        batch does, counts once.
+        Rows are {"boxes", "classes", "crowd" or "scores"} of arrays. A picture that comes twice, as one that fills up
+        the batches of several ranks does, counts once.
         """
         module, device = self.module, self.module.device
         was_training = module.training
         module.eval()
-        rows: dict[int, tuple[dict[str, Any], dict[str, Any], float, float]] = {}
+        parts: list[dict[int, tuple[dict[str, Any], dict[str, Any], float, float]]] = []
         for batch in batches:
             output = module(normalize(batch["pixels"].to(device), self.mean, self.std))
             boxes, classes = batch["boxes"].to(device), _learnt(batch).to(device)
-            parts, weights = module.losses_of(output, boxes, classes)
+            losses, weights = module.losses_of(output, boxes, classes)
             found = module.found_in(output, threshold=JUDGED)
-            numbers = zip(parts["loss"].tolist(), weights.tolist(), strict=True)
+            numbers = zip(losses["loss"].tolist(), weights.tolist(), strict=True)
             scales = batch["scale"].tolist() if "scale" in batch else [1.0] * len(found)
+            rows = {}
             for index, true, said, (loss, weight), scale in zip(
                 batch["index"].tolist(), _true(batch), found, numbers, scales, strict=True
             ):
                 answer = {name: value.cpu().numpy() for name, value in said.items()}
                 both = [{**row, "boxes": row["boxes"] / scale} for row in (true, answer)]
                 rows[index] = both[0], both[1], loss, weight
+            parts.append(rows)
         module.train(was_training)
-        truth, detections, sums, counts = (list(column) for column in zip(*rows.values(), strict=True))
+        whole = {index: row for part in self.collect(parts) for index, row in part.items()}
+        truth, detections, sums, counts = (list(column) for column in zip(*whole.values(), strict=True))
         return truth, detections, np.array(sums), np.array(counts)
 
     def samples(self, seed: int) -> list[dict[str, str]]:

@@ -136,6 +136,8 @@ def _short(row: dict[str, Any]) -> str:
         "images_per_second": "{:,.1f} images/s",
         "mfu": "{:.0%} of peak",
     }
+    if not any(key.startswith("val_") for key in shown.keys() & row.keys()):
+        shown["val_loss"] = "held-out loss {:.4f}"  # of a task that has nothing better to say
     return "  ".join(form.format(row[key]) for key, form in shown.items() if _is_number(row.get(key)))
 
 

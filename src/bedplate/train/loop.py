@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ class Trainer:
     ranks: Ranks = field(default_factory=Ranks)
     parallel: ParallelRecipe = field(default_factory=ParallelRecipe)
     weights: Weights | None = None  # of a module on the meta device, which is filled while it is sharded
+    measure: Callable[[], None] | None = None  # what all ranks measure of the final weights, before they are saved
     step: int = 0
     best: dict[str, Any] | None = None
     ema: dict[str, Tensor] = field(default_factory=dict)
@@ -117,8 +118,10 @@ class Trainer:
             finally:
                 self._wait()
             self._load_best()
-        with self._averaged(), self.shared.whole(self.module):
-            self.ranks.on_main(self.save_model)
+        with self._averaged():
+            self._measure()
+            with self.shared.whole(self.module):
+                self.ranks.on_main(self.save_model)
 
     def _steps(self, batches: Generator[Batch], stopped: Callable[[], bool]) -> None:
         recipe = self.recipe
@@ -257,6 +260,13 @@ class Trainer:
         if self.step and math.isfinite(value) and (self.best is None or self._is_better(value, loss)):
             self.best = {"metric": self.metric, "value": value, "loss": loss, "step": self.step}
             self._save()
+
+    def _measure(self) -> None:
+        if self.measure is None:
+            return
+        # In fp32, as the model is used that is loaded again; sharded blocks gather weights of the products' dtype.
+        with self.hardware.autocast() if self.shared.is_sharded else nullcontext(), torch.no_grad():
+            self.shared.run(self.measure)
 
     def _is_better(self, value: float, loss: float) -> bool:
         """Whether an evaluation beats the best one; of equal ones, as accuracies of few texts are, the lower loss."""

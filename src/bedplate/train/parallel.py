@@ -201,8 +201,10 @@ def _fill(module: nn.Module, weights: Weights, pieces: list[nn.Module], device: 
     empty = deque(pieces)
     for name, value in weights:
         path, _, leaf = name.rpartition(".")
-        module.get_submodule(path).register_parameter(leaf, nn.Parameter(value.to(device)))
+        is_trained = module.get_parameter(name).requires_grad
+        module.get_submodule(path).register_parameter(leaf, nn.Parameter(value.to(device), is_trained))
         while empty and not any(p.is_meta for p in empty[0].parameters()):
             yield empty.popleft()
-    module.tie_weights()  # type: ignore[operator]
+    if hasattr(module, "tie_weights"):
+        module.tie_weights()  # type: ignore[operator]
     assert not any(p.is_meta for p in module.parameters()), "every parameter has got its weights"
