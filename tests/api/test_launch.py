@@ -117,6 +117,17 @@ def finished(job: "subprocess.Popen[str]", seconds: float = 60) -> int:
     return job.returncode
 
 
+def test_runs_on_pictures_are_launched_as_those_on_text_are(tmp_path: Path) -> None:
+    path = tmp_path / "mae.yaml"
+    path.write_text("task: mae\nout: runs/mae\ndata: {path: pictures}\ntrain: {batch_size: 12}\n")
+    text = launch(path, "parallel.shard=2", scheduler="slurm", gpus="4")["text"]
+    assert f"bedplate pretrain {path} --resume parallel.shard=2" in text
+    with pytest.raises(InputError, match=r"train\.batch_size=12 is not a multiple of 8 data ranks"):
+        launch(path, scheduler="slurm", gpus="8")
+    with pytest.raises(InputError, match="tensor parallelism is for language models"):
+        launch(path, "parallel.tensor=2", scheduler="slurm")
+
+
 def test_an_sbatch_script_is_valid_and_asks_for_what_was_said(recipe: str) -> None:
     text = launch(recipe, AWKWARD, scheduler="slurm", nodes=2, gpus="h100:2", time="1-12", partition="gpu", restarts=5)[
         "text"

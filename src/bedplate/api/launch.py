@@ -9,7 +9,7 @@ from typing import Any
 from bedplate.api import jobs
 from bedplate.api.plan import gpt_config
 from bedplate.errors import InputError
-from bedplate.recipe import Recipe, read_recipe
+from bedplate.recipe import PICTURES, Recipe, RunRecipe, read_recipe, read_vision_recipe, task_of
 from bedplate.train.estimate import Layout
 
 WRITERS = {"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "sky": jobs.sky}
@@ -57,7 +57,8 @@ def launch(
         InputError: the recipe is wrong, the ranks cannot share it, an option is missing or has no meaning for this
             scheduler, `out` is a folder that other nodes do not see, or `output` exists.
     """
-    path, resolved = Path(recipe), read_recipe(recipe, overrides)
+    path, is_vision = Path(recipe), task_of(recipe, overrides) in PICTURES
+    resolved = read_vision_recipe(recipe, overrides) if is_vision else read_recipe(recipe, overrides)
     if scheduler not in WRITERS:
         raise InputError(f"scheduler {scheduler!r} is unknown; choose one of {', '.join(WRITERS)}")
     options = {"image": image, "volume": volume, "time": time, "partition": partition}
@@ -67,7 +68,8 @@ def launch(
         raise InputError(
             f"--volume {volume}: a bucket cannot hold a run that several nodes write; give a volume that many may write"
         )
-    Layout.of(resolved, gpt_config(resolved, vocab_size=1).trunk, nodes * count)  # refuses what ranks cannot share
+    matrices = gpt_config(resolved, vocab_size=1).trunk if isinstance(resolved, Recipe) else None
+    Layout.of(resolved, matrices, nodes * count)  # refuses what ranks cannot share
     job = jobs.Job(
         name=_name(name, path),
         recipe=path,
@@ -153,7 +155,7 @@ def _name(name: str | None, recipe: Path) -> str:
     return name
 
 
-def _out(recipe: Recipe, scheduler: str) -> Path:
+def _out(recipe: RunRecipe, scheduler: str) -> Path:
     """The run directory, if all nodes can see it and a later start finds it again."""
     out = recipe.out
     if scheduler == "slurm":

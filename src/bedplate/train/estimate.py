@@ -15,7 +15,7 @@ from bedplate.errors import InputError
 from bedplate.models.bert import LanguageModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import CPU_ROWS, GPU_ROWS
-from bedplate.recipe import Recipe
+from bedplate.recipe import Recipe, VisionRecipe
 from bedplate.recipe.schema import TrainRecipe
 
 FULL = 4  # bytes of an fp32 value: weights, gradients, moments and the residual stream
@@ -41,8 +41,8 @@ class Layout:
         return self.gpus // (self.shard * self.tensor)
 
     @staticmethod
-    def of(recipe: Recipe, config: TrunkConfig, gpus: int) -> Layout:
-        """The layout of a recipe on so many GPUs.
+    def of(recipe: Recipe | VisionRecipe, config: TrunkConfig | None, gpus: int) -> Layout:
+        """The layout of a recipe on so many GPUs; `config` is of the trunk that `parallel.tensor` splits.
 
         Raises:
             InputError: the GPUs, the batch, the heads or the MLP cannot be shared equally.
@@ -53,9 +53,8 @@ class Layout:
                 f"parallel.shard={shard} x parallel.tensor={tensor} ranks hold one copy of the model, and {gpus} GPUs "
                 f"are no multiple of {shard * tensor}; change them or the number of GPUs"
             )
-        sizes = (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size)
-        for name, size in zip(("num_attention_heads", "num_key_value_heads", "intermediate_size"), sizes, strict=True):
-            if size % tensor:
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size") if config else ():
+            if (size := getattr(config, name)) % tensor:
                 raise InputError(
                     f"model.{name}={size} is not a multiple of parallel.tensor={tensor}; change one of them"
                 )
