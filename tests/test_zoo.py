@@ -1,14 +1,18 @@
 """What is shipped in the zoo: small files, filled cards, models that work."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import bedplate
 
 ZOO = Path(__file__).parents[1] / "zoo" / "src" / "bedplate_zoo"
 NAMES = sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+TEXTS = [name for name in NAMES if (ZOO / name / "tokenizer.json").is_file()]
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def test_the_zoo_is_small() -> None:
@@ -29,12 +33,12 @@ def test_cards_say_what_a_user_must_know(name: str) -> None:
 def test_models_are_installed_as_they_stand_in_the_source(name: str) -> None:
     pytest.importorskip("bedplate_zoo", reason="pip install ./zoo")
     installed, source = bedplate.load(f"zoo:{name}"), bedplate.load(ZOO / name, dtype="fp32")
-    assert installed.module.embed.weight.dtype == torch.float32
+    assert next(installed.module.parameters()).dtype == torch.float32
     for key, value in source.module.state_dict().items():
         assert torch.equal(installed.module.state_dict()[key], value)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TEXTS)
 def test_transformers_computes_the_same(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(ZOO / name, dtype=torch.float32).eval()
@@ -60,3 +64,24 @@ def test_text_mini_has_learnt_english() -> None:
     assert nats(good) < nats(bad) < 9.1  # log of the vocabulary: guessing
     calm, angry, food = model.embed(["a moving and beautiful film", "a lovely, touching movie", "slice the onions"])
     assert calm @ angry > calm @ food
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TEXTS])
+def test_a_persons_own_picture_gets_an_answer(name: str, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (300, 200), (200, 180, 190))
+    picture.save(tmp_path / "own.png")
+    (found,) = bedplate.predict(ZOO / name, str(tmp_path / "own.png"), draw=tmp_path / "drawn.png")
+    labels = bedplate.load(ZOO / name).labels
+    rows = found if isinstance(found, list) else [found]
+    assert all(row["label"] in labels and 0 <= row["score"] <= 1 for row in rows)
+    assert (tmp_path / "drawn.png").is_file()
+
+
+@pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason="the photos are not here")
+def test_detect_mini_finds_as_well_as_its_card_says() -> None:
+    pytest.importorskip("pycocotools")
+    card = (ZOO / "detect-mini" / "README.md").read_text("utf-8")
+    claimed = re.search(r"bccd-val: map_50 \| ([0-9.]+)", card)
+    assert claimed is not None
+    measured = bedplate.evaluate(ZOO / "detect-mini", str(DATA / "bccd" / "val"))["metrics"]["map_50"]["value"]
+    assert measured == pytest.approx(float(claimed[1]), abs=0.003)
