@@ -26,6 +26,7 @@ class Line:
     """Weighted least squares: batches hold `x (B, 3)`, `y (B,)` and `w (B,)`; `val` are the losses it will measure."""
 
     metrics: ClassVar[Mapping[str, str]] = {"loss": "min"}
+    unit: ClassVar[str] = "tokens"
 
     def __init__(self, val: Iterable[float] = ()) -> None:
         self.module: nn.Module = nn.Linear(3, 1)
