@@ -1,11 +1,14 @@
 """The README's commands, run as they stand in an empty folder; only sizes are made small."""
 
+import json
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from bedplate.api import quickstart
@@ -33,9 +36,22 @@ def blocks(language: str) -> list[str]:
     return [text for tag, text in fenced if tag == language]
 
 
-def commands() -> list[str]:
-    lines = [line for block in blocks("") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("bedplate ")]
+SMALL_PICTURES = [
+    "model.hidden_size=16",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "train.steps=2",
+    "train.batch_size=4",
+    "train.threads=1",
+    "train.precision=fp32",
+    "data.workers=1",
+]
+
+
+def commands(of_pictures: bool = False) -> list[str]:
+    """The lines of the README's blocks of commands: of text, or of pictures."""
+    kept = [block for block in blocks("") if ("photo" in block) == of_pictures]
+    return [line for block in kept for line in block.splitlines() if line.startswith("bedplate ")]
 
 
 @pytest.fixture
@@ -59,10 +75,10 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(line: str) -> str:
+def run(line: str, small: list[str] = SMALL) -> str:
     arguments = shlex.split(line)[1:]
     if arguments[0] in ("pretrain", "quickstart"):
-        arguments += SMALL
+        arguments += small
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, (line, result.output)
     return result.stdout
@@ -83,6 +99,30 @@ def test_the_commands_for_your_own_data_run_in_their_order(empty_folder: Path) -
             assert "The same network from scratch" in out and Path("transfer/report.html").exists()
         if line.startswith("bedplate predict"):
             assert out.startswith(("bright", "gloomy"))
+
+
+def test_the_commands_for_your_own_pictures_run_in_their_order(empty_folder: Path) -> None:
+    pytest.importorskip("pycocotools")
+    draw = np.random.default_rng(0)
+    for folder in ("photos", "labelled/cat", "labelled/dog", "coco"):
+        Path(folder).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(draw.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(f"{folder}/{i}.jpg")
+    shutil.copy("photos/0.jpg", "photo.jpg")
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 40, "width": 48} for i in range(12)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400} for i in range(12)]
+    parts = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
+    Path("coco/annotations.json").write_text(json.dumps(parts), "utf-8")
+    lines = commands(of_pictures=True)
+    assert len(lines) == 5, "the README's list has changed: look whether this test still runs all of it"
+    for line in lines:
+        small = [*SMALL_PICTURES, "model.image_size=[32, 48]"] if "detect" in line else SMALL_PICTURES
+        if line.startswith("bedplate finetune"):
+            line += " train.steps=2 train.batch_size=4 train.threads=1 data.workers=1"
+        out = run(line, small)
+        if line.startswith("bedplate predict runs/classify-images"):
+            assert out.startswith(("cat", "dog"))
+    assert Path("found.png").is_file()
 
 
 def test_quickstart_then_the_python_example(

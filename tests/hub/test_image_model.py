@@ -37,6 +37,7 @@ KINDS: dict[str, Callable[[], VisionModule]] = {
     "autoencoder": lambda: MAE(MAEConfig(VisionConfig((16, 16), 4, TRUNK), TRUNK)),
     "dense detector": lambda: Detector(DetectorConfig(PLAIN, head_size=16, head_layers=1), LABELS),
     "set detector": lambda: SetDetector(SetDetectorConfig(PLAIN, num_queries=5, groups=2, denoising=1), LABELS),
+    "detector of one class": lambda: Detector(DetectorConfig(PLAIN, head_size=16, head_layers=1), ["cup"]),
 }
 
 

@@ -43,17 +43,25 @@ def labels_from_hf(values: Mapping[str, Any], where: str = "config.json") -> lis
     """The labels of any classifier's config file, in the order of its scores.
 
     Raises:
-        InputError: `id2label` does not number its labels from 0, has less than two or one of them twice, or several
-            labels can be right at one time.
+        InputError: what `labels_of` raises, less than two labels, or several can be right at one time.
     """
     if (kind := values.get("problem_type") or SINGLE_LABEL) != SINGLE_LABEL:
         raise InputError(f"{where}: problem_type={kind!r} is not supported; supported: {SINGLE_LABEL}")
-    names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # the default of `transformers`
+    labels = labels_of(values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}, where)  # `transformers`' default
+    if len(labels) < 2:  # which `transformers` takes for a regression
+        raise InputError(f"{where}: id2label has {len(labels)} label; a classifier has two or more")
+    return labels
+
+
+def labels_of(names: Any, where: str = "config.json") -> list[str]:
+    """The labels of an `id2label`, in the order of the scores.
+
+    Raises:
+        InputError: it does not number its labels from 0, or has one of them twice.
+    """
     if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
         raise InputError(f"{where}: id2label must number the labels from 0, got {names!r}")
     labels = [str(names.get(str(i), names.get(i))) for i in range(len(names))]
-    if len(labels) < 2:  # which `transformers` takes for a regression
-        raise InputError(f"{where}: id2label has {len(labels)} label; a classifier has two or more")
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise InputError(f"{where}: id2label has the label {twice!r} twice; give each a name of its own")
     return labels

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from bedplate.errors import InputError
-from bedplate.hub.classifier import labels_from_hf
+from bedplate.hub.classifier import labels_of
 from bedplate.hub.config_vision import vision_config_from_hf, vision_config_to_hf
 from bedplate.models.detector import DetectorConfig
 from bedplate.models.set_detector import SetDetectorConfig
@@ -41,8 +41,9 @@ def detector_from_hf(
         if not isinstance(values[field.name], int) or isinstance(values[field.name], bool):
             raise InputError(f"{where}: {field.name}={values[field.name]!r} must be a whole number")
         sizes[field.name] = values[field.name]
+    labels = labels_of(values.get("id2label"), where)
     try:
-        return kind(vision, **sizes), labels_from_hf(values, where)
+        return kind(vision, **sizes), labels
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
