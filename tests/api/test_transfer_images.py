@@ -174,6 +174,8 @@ def test_the_folder_holds_the_figures_a_report_and_the_adapted_model(compared: A
     predicted = model.predict(comparison.test.images.sources)
     assert [model.labels.index(row["label"]) for row in predicted] == best.tolist()
     assert str(folder.parent) not in model.card and "means over 2 seeds" in model.card
+    assert "A classifier of pictures of 16x16 pixels (bar, disc, square)" in model.card
+    assert "AutoModelForImageClassification" in model.card
 
 
 def test_the_same_again(compared: Any, tmp_path: Path, base: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from bedplate.api.folders import cache_folder
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
 from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_report import SEEN
-from bedplate.api.vision_run import image_augment, store_size
+from bedplate.api.vision_run import LOADS, image_augment, store_size
 from bedplate.data.image_files import LabelledImages, read_images, split_images
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
@@ -83,8 +83,9 @@ class ImageStudy(Study):
         ]
 
     def card(self) -> dict[str, Any]:
-        pooling = self.module.config.pooling
-        return {"images": self.recipe.task, "image_size": list(self.processor.size), "pooling": pooling}
+        task = self.recipe.task
+        loads = LOADS[task] if self.module.config.is_standard else None
+        return {"images": task, "image_size": list(self.processor.size), "standard": loads}
 
     def save(self, directory: Path, card: str) -> None:
         ImageModel(self.module, self.processor, card).save(directory)
