@@ -126,16 +126,33 @@ def evaluate(
         raise InputError("tasks, limit and scoring are for suite and harness; a text or labelled texts have none")
     if labels is not None:
         return evaluate_labels(loaded, data, column=column, label=label, **chosen, **options)
+    return _on_texts(
+        loaded, as_list(data), column, label, summary, sequence_length, batch_size, isolate_documents=isolate_documents
+    )
+
+
+def as_list(data: str | Path | Sequence[str | Path]) -> list[str]:
+    """One path or several as a list of strings."""
+    return [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
+
+
+def _on_texts(
+    loaded: Model,
+    paths: list[str],
+    column: str | None,
+    label: str | None,
+    summary: str | None,
+    sequence_length: int | None,
+    batch_size: int,
+    *,
+    isolate_documents: bool,
+) -> dict[str, Any]:
+    """What the model was taught, on texts; arguments as those of `evaluate`."""
     if loaded.tokenizer is None:
-        raise InputError(f"{model}: the model has no tokenizer.json, which measuring on text needs")
-    context, module = loaded.config.max_position_embeddings, loaded.module
-    longest = 512 if isinstance(module, Classifier) else 1024
-    length = min(context, longest) if sequence_length is None else sequence_length
-    if length < 1 or batch_size < 1:
-        raise InputError(f"sequence_length={length} and batch_size={batch_size} must be 1 or more")
-    if length > context:
-        raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
-    paths = as_list(data)
+        raise InputError("the model has no tokenizer.json, which measuring on text needs")
+    module, length = loaded.module, _length(loaded, sequence_length)
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be 1 or more")
     if summary is not None and loaded.summarizer() is None:
         raise InputError(f"summary={summary!r} is for summarisers; this model was not taught to summarise")
     if isinstance(module, Classifier):
@@ -148,22 +165,35 @@ def evaluate(
         if sequence_length is not None or isolate_documents:
             raise InputError("sequence_length and isolate_documents are not for summarisers; leave them out")
         return _summarizer(writer, paths, column, summary)
+    return _language_model(loaded, paths, column or "text", length, batch_size, isolate_documents)
+
+
+def _length(loaded: Model, wanted: int | None) -> int:
+    """Tokens of a row: those that are wanted, or as many as the model reads, within limits."""
+    context = loaded.config.max_position_embeddings
+    length = min(context, 512 if isinstance(loaded.module, Classifier) else 1024) if wanted is None else wanted
+    if length < 1:
+        raise InputError(f"sequence_length={length} must be 1 or more")
+    if length > context:
+        raise InputError(f"sequence_length={length} is longer than the model's context of {context} tokens")
+    return length
+
+
+def _language_model(
+    loaded: Model, paths: list[str], column: str, length: int, batch_size: int, isolate_documents: bool
+) -> dict[str, Any]:
+    tokenizer, module = loaded.need_tokenizer(), loaded.module
     with tempfile.TemporaryDirectory() as scratch:
-        text = prepare(paths, loaded.tokenizer, column=column or "text", val_fraction=0, cache_dir=scratch).train
+        text = prepare(paths, tokenizer, column=column, val_fraction=0, cache_dir=scratch).train
         batches = EvalLoader(text, length, batch_size, isolate_documents=isolate_documents)
         if isinstance(module, MaskedLM):
-            masks = Masking.of(loaded.tokenizer, MASK_RATE, shift=0, seed=0)
-            metrics = Masked(module, loaded.tokenizer).evaluate(MaskedBatches(batches, masks))
+            masks = Masking.of(tokenizer, MASK_RATE, shift=0, seed=0)
+            metrics = Masked(module, tokenizer).evaluate(MaskedBatches(batches, masks))
         else:
-            metrics = Language(loaded.need_language_model(), loaded.tokenizer).evaluate(batches)
+            metrics = Language(loaded.need_language_model(), tokenizer).evaluate(batches)
         tokens, size = len(text), text.bytes
     rows = int(metrics["loss"]["n"])
     return {"n": rows, "metrics": metrics, "tokens": tokens, "bytes": size, "sequence_length": length}
-
-
-def as_list(data: str | Path | Sequence[str | Path]) -> list[str]:
-    """One path or several as a list of strings."""
-    return [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
 
 
 def _on_tasks(
