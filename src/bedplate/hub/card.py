@@ -52,7 +52,7 @@ IMAGES = {
     ),
     "detect": (
         "object-detection",
-        'model.predict("photo.jpg")[0]  # a list of boxes',
+        'model.predict("photo.jpg")[0]',
         "A detector of objects in pictures of {}x{} pixels",
     ),
 }
