@@ -20,6 +20,7 @@ import torch
 from bedplate.train.hardware import available_cores, multiplies_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=available_cores())
     made.add_argument("--rounds", type=int, default=5, help="times that each way is measured, in turn with the others")
     made.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: for one thread on a machine busy with other work"
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: for one thread on a machine busy with other work"
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return made
@@ -56,11 +57,11 @@ def precisions(asked: str) -> list[str]:
 
 
 def measure(ways: list[Way], rounds: int, clock: str) -> dict[str, list[float]]:
-    """Tokens or images a second of each way in each round: A B C, A B C, ..., so that a drifting machine slows all alike.
+    """Tokens or images a second of each way by round: A B C, A B C, ..., so that a drifting machine slows all alike.
 
     One run of each goes before and is not counted: compilation, first allocations, first touch of the weights.
     """
-    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    now = CLOCKS[clock]
     for way in ways:
         start = now()
         way.run()

@@ -1,9 +1,9 @@
-"""Vision transformers: training steps and predictions of bedplate against a peer's, with the same weights and images.
+"""Vision transformers: training steps and predictions of bedplate against a peer's, same weights and images.
 
-The peer is `transformers`' ViT with its own attention (SDPA), or timm's (`--peer timm`). A training step is forward, loss,
-backward, clipping to norm 1 and fused AdamW, which is also what the Trainer of `transformers` does; a prediction is the
-logits of a batch in evaluation mode, without gradients. Of the last block, bedplate computes queries and MLP for the class
-token alone, the one that the score reads; the peers compute them for all tokens.
+The peer is `transformers`' ViT with its own attention (SDPA), or timm's (`--peer timm`). A training step is forward,
+loss, backward, clipping to norm 1 and fused AdamW, which is also what the Trainer of `transformers` does; a prediction
+is the logits of a batch in evaluation mode, without gradients. Of the last block, bedplate computes queries and MLP for
+the class token alone, the one that the score reads; the peers compute them for all tokens.
 
     python benchmarks/vision_speed.py [--shapes tiny small-image] [--compile] [--threads 2] [--rounds 5] [--json FILE]
 
@@ -13,20 +13,22 @@ Shapes are ViT-Ti/16 at 224 with batches of 16 ("tiny"), 6 layers of 192 on 64 i
     python benchmarks/vision_speed.py --shapes small --device cuda --precision bf16 --compile --steps 10 --peer timm
 
 bf16 is autocast over fp32 weights, on both sides. The script fails where the two sides differ in parameters or, by more
-than 1e-4, in their fp32 logits. Read the ratios; the project's targets are 1.3 times `transformers` on the CPU, in each
-table, and 1.25 times timm compiled on a GPU. Where a machine is busy with other work, measure `--threads 1 --clock cpu`.
+than 1e-4, in their fp32 logits. Read the ratios, and beside them how much of the time of each way its matrix products
+would take at the speed of a large one: what a peer spends there, the same model in the same precision spends as well.
+Where a machine is busy with other work, measure `--threads 1 --clock cpu`.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from side_by_side import DTYPES, Way, measure, parser, precisions, report
+from side_by_side import CLOCKS, DTYPES, Way, measure, parser, precisions, report
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
@@ -129,7 +131,7 @@ def logits_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def ready(name: str, shape: Shape, compiled: bool, hardware: Hardware) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """One side's model on the device, and its logits: ours is compiled block by block, as training does, a peer whole."""
+    """A side's model on the device, and its logits: ours compiled block by block, as in training, a peer whole."""
     module = MAKERS[name](shape).to(hardware.device)
     if name == "bedplate":
         wrap(module, TrainRecipe(steps=1, compile=compiled))
@@ -206,6 +208,21 @@ def running(step: Callable[[], Tensor], steps: int) -> Callable[[], None]:
     return run
 
 
+def shares(speeds: dict[str, list[float]], flops: float, pixels: Tensor, clock: str) -> None:
+    """Print what share of its time each way's products would take at a large one's speed; those of all tokens count."""
+    now = CLOCKS[clock]
+    for precision in [name for name in DTYPES if any(label.endswith(name) for label in speeds)]:
+        a, seconds = torch.randn(1024, 1024, device=pixels.device, dtype=DTYPES[precision]), []
+        for _ in range(10):
+            start = now()
+            (a @ a)[0, 0].item()  # waits for the device
+            seconds.append(now() - start)
+        ceiling = 2 * 1024**3 / min(seconds)
+        print(f"\nshare of {ceiling / 1e12:.3g} TFLOP/s, a large product's, {precision}")
+        for label in (label for label in speeds if label.endswith(precision)):
+            print(f"  {label:<32} {statistics.median(speeds[label]) * flops / ceiling:9.0%}")
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["tiny", "small-image"])
@@ -228,10 +245,14 @@ def main() -> None:
             print(f"\n{shape_name}, {work}")
             ways = _ways(args, shape, {"training": training, "prediction": predicting}[work], pixels)
             file = args.json and args.json.with_stem(f"{args.json.stem}-{shape_name}-{work}")
-            report(ways, measure(ways, args.rounds, args.clock), file, unit="images")
+            speeds = measure(ways, args.rounds, args.clock)
+            report(ways, speeds, file, unit="images")
+            shares(speeds, our_model(shape).flops_per_image() / (1 if work == "training" else 3), pixels, args.clock)
 
 
-def _ways(args: argparse.Namespace, shape: Shape, make: Callable[..., Callable[[], Tensor]], pixels: Tensor) -> list[Way]:
+def _ways(
+    args: argparse.Namespace, shape: Shape, make: Callable[..., Callable[[], Tensor]], pixels: Tensor
+) -> list[Way]:
     ways = []
     for precision in precisions(args.precision):
         hardware = Hardware(pixels.device, DTYPES[precision], args.threads, "as asked")
