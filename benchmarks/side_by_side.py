@@ -1,6 +1,6 @@
 """What the speed comparisons share: which precisions run here, interleaved rounds, the table and the ratios.
 
-Not a script: `train_speed.py` and `generate_speed.py` import it.
+Not a script: the comparisons import it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import torch
 from bedplate.train.hardware import available_cores, multiplies_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do the work: `run` does `tokens` tokens of it."""
+    """One way to do the work: `run` does `amount` of it, in tokens or images."""
 
     name: str
-    tokens: int
+    amount: int
     run: Callable[[], object]
     ours: bool
 
@@ -39,7 +40,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=available_cores())
     made.add_argument("--rounds", type=int, default=5, help="times that each way is measured, in turn with the others")
     made.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: for one thread on a machine busy with other work"
+        "--clock", choices=list(CLOCKS), default="wall", help="cpu: for one thread on a machine busy with other work"
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return made
@@ -56,11 +57,11 @@ def precisions(asked: str) -> list[str]:
 
 
 def measure(ways: list[Way], rounds: int, clock: str) -> dict[str, list[float]]:
-    """Tokens a second of each way in each round: A B C, A B C, ..., so that a drifting machine slows all alike.
+    """Tokens or images a second of each way by round: A B C, A B C, ..., so that a drifting machine slows all alike.
 
     One run of each goes before and is not counted: compilation, first allocations, first touch of the weights.
     """
-    now = {"wall": time.perf_counter, "cpu": time.process_time}[clock]
+    now = CLOCKS[clock]
     for way in ways:
         start = now()
         way.run()
@@ -70,15 +71,15 @@ def measure(ways: list[Way], rounds: int, clock: str) -> dict[str, list[float]]:
         for way in ways:
             start = now()
             way.run()
-            speeds[way.name].append(way.tokens / (now() - start))
+            speeds[way.name].append(way.amount / (now() - start))
         print(f"  round {number + 1} of {rounds}", file=sys.stderr)
     return speeds
 
 
-def report(ways: list[Way], speeds: dict[str, list[float]], file: Path | None) -> None:
+def report(ways: list[Way], speeds: dict[str, list[float]], file: Path | None, unit: str = "tokens") -> None:
     """Print medians with their range, and each of our ways against each of the peer's; write them to `file`."""
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()} {_processor()}")
-    print(f"{'':<34} {'tokens/s':>9}   min - max")
+    print(f"{'':<34} {unit + '/s':>9}   min - max")
     for name, values in speeds.items():
         print(f"{name:<34} {statistics.median(values):9.1f}   {min(values):.1f} - {max(values):.1f}")
     ratios: dict[str, dict[str, float]] = {}
@@ -91,7 +92,7 @@ def report(ways: list[Way], speeds: dict[str, list[float]], file: Path | None) -
             print(f"  {ours:<32} {ratios[peer][ours]:9.2f}")
     if file is not None:
         record = {"threads": torch.get_num_threads(), "torch": torch.__version__, "processor": _processor()}
-        file.write_text(json.dumps(record | {"tokens_per_second": speeds, "ratios": ratios}, indent=2) + "\n", "utf-8")
+        file.write_text(json.dumps(record | {f"{unit}_per_second": speeds, "ratios": ratios}, indent=2) + "\n", "utf-8")
 
 
 def _processor() -> str:
