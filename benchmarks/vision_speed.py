@@ -13,22 +13,22 @@ Shapes are ViT-Ti/16 at 224 with batches of 16 ("tiny"), 6 layers of 192 on 64 i
     python benchmarks/vision_speed.py --shapes small --device cuda --precision bf16 --compile --steps 10 --peer timm
 
 bf16 is autocast over fp32 weights, on both sides. The script fails where the two sides differ in parameters or, by more
-than 1e-4, in their fp32 logits. Read the ratios, and beside them how much of the time of each way its matrix products
-would take at the speed of a large one: what a peer spends there, the same model in the same precision spends as well.
-Where a machine is busy with other work, measure `--threads 1 --clock cpu`.
+than 1e-4, in their fp32 logits. Read the ratios. "products alone" is how many images a second there would be if all
+FLOPs of the peer's model were those of a large matrix product and nothing else took time: on the same hardware, in the
+same precision, nobody can gain much more than the peer's distance to it, except by leaving work out. Where a machine is
+busy with other work, measure `--threads 1 --clock cpu`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from side_by_side import CLOCKS, DTYPES, Way, measure, parser, precisions, report
+from side_by_side import DTYPES, Way, measure, parser, precisions, report
 from torch import Tensor, nn
 from transformers import ViTForImageClassification
 
@@ -43,7 +43,7 @@ from bedplate.train.optim import finish_gradients, make_optimizers
 from bedplate.train.parallel import wrap
 
 OPTIMIZER = OptimizerRecipe(name="adamw", learning_rate=1e-4)
-HEAD_DIM = 64
+HEAD_DIM, SIDE = 64, 1024
 
 
 class Shape(NamedTuple):
@@ -208,19 +208,13 @@ def running(step: Callable[[], Tensor], steps: int) -> Callable[[], None]:
     return run
 
 
-def shares(speeds: dict[str, list[float]], flops: float, pixels: Tensor, clock: str) -> None:
-    """Print what share of its time each way's products would take at a large one's speed; those of all tokens count."""
-    now = CLOCKS[clock]
-    for precision in [name for name in DTYPES if any(label.endswith(name) for label in speeds)]:
-        a, seconds = torch.randn(1024, 1024, device=pixels.device, dtype=DTYPES[precision]), []
-        for _ in range(10):
-            start = now()
-            (a @ a)[0, 0].item()  # waits for the device
-            seconds.append(now() - start)
-        ceiling = 2 * 1024**3 / min(seconds)
-        print(f"\nshare of {ceiling / 1e12:.3g} TFLOP/s, a large product's, {precision}")
-        for label in (label for label in speeds if label.endswith(precision)):
-            print(f"  {label:<32} {statistics.median(speeds[label]) * flops / ceiling:9.0%}")
+def products(shape: Shape, work: str, precision: str, steps: int, device: torch.device) -> Way:
+    """As many FLOPs as the peer's products have, in large square ones: in this precision nobody is much faster."""
+    flops = our_model(shape).flops_per_image() / (1 if work == "training" else 3)
+    a = torch.randn(SIDE, SIDE, device=device, dtype=DTYPES[precision])
+    repeats = max(1, round(flops * shape.batch * steps / (2 * SIDE**3)))
+    images = round(repeats * 2 * SIDE**3 / flops)
+    return Way(f"products alone, {precision}", images, running(lambda: (a @ a)[0, 0], repeats), False)
 
 
 def main() -> None:
@@ -243,16 +237,13 @@ def main() -> None:
         check(args.peer, shape, pixels)
         for work in args.work:
             print(f"\n{shape_name}, {work}")
-            ways = _ways(args, shape, {"training": training, "prediction": predicting}[work], pixels)
+            ways = _ways(args, shape, work, pixels)
             file = args.json and args.json.with_stem(f"{args.json.stem}-{shape_name}-{work}")
-            speeds = measure(ways, args.rounds, args.clock)
-            report(ways, speeds, file, unit="images")
-            shares(speeds, our_model(shape).flops_per_image() / (1 if work == "training" else 3), pixels, args.clock)
+            report(ways, measure(ways, args.rounds, args.clock), file, unit="images")
 
 
-def _ways(
-    args: argparse.Namespace, shape: Shape, make: Callable[..., Callable[[], Tensor]], pixels: Tensor
-) -> list[Way]:
+def _ways(args: argparse.Namespace, shape: Shape, work: str, pixels: Tensor) -> list[Way]:
+    make = {"training": training, "prediction": predicting}[work]
     ways = []
     for precision in precisions(args.precision):
         hardware = Hardware(pixels.device, DTYPES[precision], args.threads, "as asked")
@@ -261,6 +252,7 @@ def _ways(
                 label = f"{name} {'compiled' if compiled else 'eager'}, {precision}"
                 step = make(name, shape, compiled, hardware, pixels)
                 ways.append(Way(label, args.steps * len(pixels), running(step, args.steps), name == "bedplate"))
+        ways.append(products(shape, work, precision, args.steps, pixels.device))
     return ways
 
 
