@@ -192,6 +192,7 @@ def read_tar(name: str, label: str | None, dropped: Counter[str]) -> Found:
                 others["hidden files"] += 1
             elif f".{suffix.lower()}" in SUFFIXES:
                 where = f"{source}::{member.name}"
+                others["pictures replaced by a later one of their name"] += member.name in refs  # as unpacking would
                 if in_place:
                     refs[member.name] = ImageRef(where, name, "span", member.offset_data, member.size)
                 else:
@@ -202,7 +203,7 @@ def read_tar(name: str, label: str | None, dropped: Counter[str]) -> Found:
             else:
                 others["files of other kinds"] += 1
         kept = spool.close() if any(isinstance(ref, int) for ref in refs.values()) else []
-    dropped.update(others)
+    dropped.update(+others)
     images = [kept[ref] if isinstance(ref, int) else ref for ref in refs.values()]
     labels: Sequence[str | None] = [_tar_label(keys[member], texts, label, source) for member in refs]
     if label is None and not any(labels):
