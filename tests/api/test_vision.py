@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 import bedplate
 from bedplate.errors import InputError, Interrupted
+from bedplate.hub.image_model import ImageModel
 from bedplate.train.log import read_rows
 
 TIMING = {"images_per_second", "mfu", "seconds"}
@@ -165,8 +167,16 @@ def _stops_after(step: int) -> Any:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COCO folder: one or two coloured squares on grey in each of 24 pictures; class ids are 7 and 3."""
-    root, draw = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
+    """Two COCO folders, train and val: one or two coloured squares on grey in each of 24 pictures; ids are 7 and 3."""
+    root = tmp_path_factory.mktemp("scenes")
+    for seed, part in enumerate(("train", "val")):
+        _compose(root / part, seed)
+    return root
+
+
+def _compose(root: Path, seed: int) -> None:
+    root.mkdir()
+    draw = np.random.default_rng(seed)
     images, annotations = [], []
     for number in range(24):
         pixels = np.full((48, 64, 3), 110, np.uint8) + draw.integers(0, 30, (48, 64, 3), dtype=np.uint8)
@@ -180,7 +190,6 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     categories = [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}]
     values = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations.json").write_text(json.dumps(values))
-    return root
 
 
 @pytest.mark.parametrize("head", ["dense", "set"])
@@ -189,11 +198,11 @@ def test_a_detector_from_a_coco_folder(head: str, scenes: Path, tmp_path: Path) 
     recipe = _recipe(
         "detect",
         tmp_path / "run",
-        scenes,
+        scenes / "train",
         model={"image_size": [48, 64], "patch_size": 8, "hidden_size": 32},
         detector={"head": head},
         augment={"scale": [0.9, 1.1]},
-        data={"val_path": str(scenes)},
+        data={"val_path": str(scenes / "val")},
         train={"steps": 60 if head == "dense" else 8, "batch_size": 4},
         evaluate={"every": 60},
     )
@@ -203,15 +212,37 @@ def test_a_detector_from_a_coco_folder(head: str, scenes: Path, tmp_path: Path) 
     if head == "dense":
         assert metrics["value"] > 0.3
     model = str(tmp_path / "run" / "model")
-    image = scenes / "1.png"
+    image = scenes / "val" / "1.png"
     (found,) = bedplate.predict(model, str(image), draw=tmp_path / "found.png", threshold=0.01)
     assert Image.open(tmp_path / "found.png").size[0] >= 64
     for row in found:
         x1, y1, x2, y2 = row["box"]
         assert row["label"] in ("red", "blue") and 0 <= x1 <= x2 <= 64 and 0 <= y1 <= y2 <= 48
-    measured = bedplate.evaluate(model, str(scenes))
+    measured = bedplate.evaluate(model, str(scenes / "val"))
     assert measured["metrics"]["map_50"]["value"] == pytest.approx(metrics["value"], abs=1e-6)
     assert "mAP" in (tmp_path / "run" / "report.html").read_text("utf-8")
+
+
+def test_a_detector_from_a_base_reads_pictures_as_it_is_scored(scenes: Path, pretrained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    photos = tmp_path / "val"
+    shutil.copytree(scenes / "val", photos)
+    (photos / "0.png").write_bytes((photos / "0.png").read_bytes()[:200])  # truncated, its header whole
+    recipe = _recipe("detect", tmp_path / "run", scenes / "train", base=str(pretrained), data={"val_path": str(photos)})
+    bedplate.finetune(
+        {**recipe, "model": {"image_size": [48, 64]}, "augment": {}}, "train.steps=2", "train.batch_size=4"
+    )
+    model = bedplate.load(tmp_path / "run")
+    assert isinstance(model, ImageModel) and model.processor.fit == "letterbox"  # the base's pictures are stretched
+
+
+def test_an_autoencoders_decoder_has_what_its_encoder_has(pictures: Path, tmp_path: Path) -> None:
+    decoder = {"hidden_size": 16, "num_attention_heads": 2}
+    recipe = _recipe("mae", tmp_path / "run", pictures / "train", decoder=decoder, model={"dropout": 0.1})
+    bedplate.pretrain(recipe, "train.steps=2")
+    model = bedplate.load(tmp_path / "run")
+    assert model.config.decoder.dropout == model.config.encoder.trunk.dropout == 0.1
+    assert not model.embed(_picture((0, 0, 0), 0)).requires_grad
 
 
 def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -232,6 +263,8 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("evaluate.metric='map'", bedplate.pretrain, "evaluate.metric=map")
     refused("did you mean 'augment.flip'", bedplate.pretrain, "augment.flop=true")
     refused("label 'teal' is not among", bedplate.pretrain, f"data.test_path={_odd(tmp_path)}")
+    refused("augment.scale is not for task: classify_images", bedplate.pretrain, "augment.scale=[0.5, 1]")
+    refused("fit=cover is not for task: detect", bedplate.pretrain, "task=detect", "data.fit=cover")
     with pytest.raises(InputError, match="is for models of images"):
         bedplate.predict(tiny_model, "a text", draw="x.png")
     with pytest.raises(InputError, match="labels is for models of text"):

@@ -83,7 +83,7 @@ class ClassifyImagesRun(VisionRun):
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = split_images(train, data.val_fraction, seed)
         if {"val", "test"} <= parts.keys():
-            parts["val"], count = without_same(parts["val"], parts["test"])
+            parts["val"], count = without_same(parts["val"], parts["test"], "in data.val_path")
             same += count
         for name in ("test", "val"):
             if name in parts:
@@ -178,15 +178,17 @@ class ClassifyImagesRun(VisionRun):
         write_classification_report(self.out, record, self.timings, self.scored, images, self.processor.seen)
 
 
-def without_same(train: LabelledImages, scored: LabelledImages) -> tuple[LabelledImages, int]:
-    """`train` without the pictures that are scored, and their number.
+def without_same(
+    train: LabelledImages, scored: LabelledImages, which: str = "to train on"
+) -> tuple[LabelledImages, int]:
+    """`train` without the pictures that are scored, and their number; `which` names it in errors.
 
     Raises:
         InputError: nothing is left.
     """
     found = same_images(train, scored)
     if len(found) == len(train):
-        raise InputError("every picture to train on is also one that is scored; give others")
+        raise InputError(f"every picture {which} is also one that is scored in another part; give others")
     return train.select(np.setdiff1d(np.arange(len(train)), found)), len(found)
 
 

@@ -15,6 +15,8 @@ from bedplate.api.vision_run import VisionRun
 from bedplate.data.augment import BoxAugment
 from bedplate.data.box_loader import BoxEvalLoader, BoxLoader, box_store, fingerprint
 from bedplate.data.boxes import BoxedImages, read_boxes
+from bedplate.data.image_files import LabelledImages, same_images
+from bedplate.errors import InputError
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
 from bedplate.tasks.detect import Detect
@@ -67,6 +69,14 @@ class DetectRun(VisionRun):
         }
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = train.split(data.val_fraction, self.recipe.seed)
+        whole = len(train)
+        for part in parts.values():
+            same = same_images(_pictures_of(train), _pictures_of(part))
+            if len(same) == len(train):
+                raise InputError("every picture to train on is also one that is scored; give others")
+            train = train.select(np.setdiff1d(np.arange(len(train)), same))
+        if len(train) < whole:
+            log.say(f"{whole - len(train):,} pictures that are scored as well were removed from the training.")
         self.parts: dict[str, BoxedImages] = {"train": train, **parts}
         rows, size = self.recipe.train.batch_size, self.processor.size
         self.stores = {name: box_store(part, size, self.cache, self.workers) for name, part in self.parts.items()}
@@ -132,7 +142,8 @@ class DetectRun(VisionRun):
         from bedplate.hub.image_model import ImageModel
 
         part = self.parts[self.scored["on"]]
-        rows = np.random.default_rng(0).permutation(len(part))[:SHOWN].tolist()
+        usable = self.stores[self.scored["on"]].usable
+        rows = np.random.default_rng(0).permutation(usable)[:SHOWN].tolist()
         images = [part.images[row].image() for row in rows]
         was_training = self.module.training
         found = ImageModel(self.module.eval(), self.processor).predict(images, threshold=SURE)
@@ -148,3 +159,8 @@ class DetectRun(VisionRun):
             }
             for row, image, boxes in zip(rows, images, found, strict=True)
         ]
+
+
+def _pictures_of(part: BoxedImages) -> LabelledImages:
+    """The pictures alone."""
+    return LabelledImages(part.images, None, [], {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_report import write_mae_report
-from bedplate.api.vision_run import VisionRun, trunk_config
+from bedplate.api.vision_run import VisionRun
 from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import fingerprint, read_images, split_images
 from bedplate.data.image_loader import ImageLoader
@@ -36,7 +37,15 @@ class MAERun(VisionRun):
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
         self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
-        inner = trunk_config(decoder.hidden_size, decoder.num_hidden_layers, decoder.num_attention_heads)
+        inner = replace(  # all but its sizes is the encoder's, as the config file has it
+            encoder.config.trunk,
+            hidden_size=decoder.hidden_size,
+            num_hidden_layers=decoder.num_hidden_layers,
+            num_attention_heads=decoder.num_attention_heads,
+            num_key_value_heads=decoder.num_attention_heads,
+            head_dim=decoder.hidden_size // decoder.num_attention_heads,
+            intermediate_size=4 * decoder.hidden_size,
+        )
         config = MAEConfig(encoder.config, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
         module = MAE(config)
         module.init_weights(recipe.seed)

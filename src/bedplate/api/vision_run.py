@@ -67,7 +67,8 @@ class VisionRun(Run[VisionRecipe]):
         if base is not None and not isinstance(base, ImageModel):
             raise InputError(f"{recipe.base}: is a model of text; give a base that reads pictures, or none")
         size = model.size or (self.default_size if base is None else encoder_of(base.module).config.image_size)
-        fit: Any = recipe.data.fit or (self.default_fit if base is None else base.processor.fit)
+        inherits = base is not None and recipe.task != "detect"  # whose boxes are placed on letterboxed pictures
+        fit: Any = recipe.data.fit or (base.processor.fit if base is not None and inherits else self.default_fit)
         self.processor = ImageProcessor(size, fit=fit, flip=recipe.evaluate.flip)
         if base is not None:
             its = base.processor
@@ -197,6 +198,8 @@ class VisionRun(Run[VisionRecipe]):
             "train.ema": recipe.train.ema,
             "evaluate.metric": recipe.evaluate.metric,
             "train.batch_size": recipe.train.batch_size,
+            "objective": recipe.objective.model_dump(),
+            "evaluate.flip": recipe.evaluate.flip,
             **{f"data.{key}": value for key, value in data.items()},
         }
 

@@ -70,6 +70,7 @@ class ImageModel:
             "take its vectors (model.embed)"
         )
 
+    @torch.no_grad()
     def embed(
         self, images: Images, *, pooling: ImagePooling | None = None, normalize: bool = False, batch_size: int = 64
     ) -> Tensor:
@@ -104,6 +105,7 @@ class ImageModel:
         """Write a model directory; see `save_vision_directory`."""
         save_vision_directory(directory, self.module, self.processor, self.card, overwrite=overwrite)
 
+    @torch.no_grad()
     def _classify(self, images: list[Source], batch_size: int) -> list[dict[str, Any]]:
         assert isinstance(self.module, ViT)
         parts = [
@@ -125,7 +127,6 @@ class ImageModel:
                 found.append([{"label": self.module.labels[c], "score": s, "box": box} for box, s, c in rows])
         return found
 
-    @torch.no_grad()
     def _batches(self, images: list[Source], batch_size: int) -> Iterator[Tensor]:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: give 1 or more")

@@ -101,6 +101,13 @@ class ImageProcessor:
                 f"{where}: pictures are brought to {given[0]}x{given[1]}, and the model in config.json reads "
                 f"{size[0]}x{size[1]}; make them agree"
             )
+        side, cut = values.get("size"), bool(values.get("do_center_crop"))
+        scaled = isinstance(side, Mapping) and "shortest_edge" in side
+        if cut != scaled or (cut and _size(side) != size):
+            raise InputError(
+                f"{where}: size={side!r} with do_center_crop={cut} is not supported; supported: height and width without "
+                "a crop, or a shortest_edge as long as the crop"
+            )
         way: Any = values.get("fit") or ("cover" if values.get("do_center_crop") else "stretch")
         if way not in ("stretch", "cover", "letterbox"):
             raise InputError(f"{where}: fit={way!r} of a {kind} is not supported; supported: stretch, cover, letterbox")

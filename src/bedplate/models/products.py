@@ -131,11 +131,14 @@ def many_rows(like: Tensor) -> AbstractContextManager[object]:
 
     There the libraries widen each number every time that it is multiplied: at 79 rows a third of the speed.
     """
-    onednn = torch.ops.mkldnn
-    narrow = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
-    if like.is_cuda or like.dtype not in narrow or narrow[like.dtype]():
+    if like.device.type != "cpu" or like.dtype not in (torch.bfloat16, torch.float16):
         return nullcontext()
-    return _Widened()
+    if not torch.backends.mkldnn.is_available():  # and who else multiplies them is not known
+        return _Widened()
+    onednn = torch.ops.mkldnn
+    is_bf16 = like.dtype == torch.bfloat16
+    supported = onednn._is_mkldnn_bf16_supported() if is_bf16 else onednn._is_mkldnn_fp16_supported()
+    return nullcontext() if supported else _Widened()
 
 
 def _side_by_side(*parameters: Tensor) -> Tensor:

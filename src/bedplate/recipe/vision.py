@@ -215,6 +215,18 @@ class VisionRecipe(RunRecipe):
         for section, task in (("decoder", "mae"), ("detector", "detect")):
             if self.task != task and getattr(self, section) != type(getattr(self, section))():
                 raise ValueError(f"{section} is for task: {task}, not for {self.task}")
+        ignored = {
+            "detect": ("augment.shift", "augment.crop_scale", "augment.randaugment", "augment.erasing", "data.store"),
+            "mae": ("augment.scale", "data.test_path"),
+            "classify_images": ("augment.scale",),
+        }
+        for key in ignored[self.task]:
+            section, name = key.split(".")
+            part = getattr(self, section)
+            if getattr(part, name) != type(part).model_fields[name].default:
+                raise ValueError(f"{key} is not for task: {self.task}; leave it out")
+        if self.task == "detect" and self.data.fit not in (None, "letterbox"):
+            raise ValueError(f"data.fit={self.data.fit} is not for task: detect, whose pictures are letterboxed")
         if self.task != "classify_images":
             for key in ("mixup", "cutmix"):
                 if getattr(self.augment, key):
