@@ -105,8 +105,8 @@ class ImageProcessor:
         scaled = isinstance(side, Mapping) and "shortest_edge" in side
         if cut != scaled or (cut and _size(side) != size):
             raise InputError(
-                f"{where}: size={side!r} with do_center_crop={cut} is not supported; supported: height and width without "
-                "a crop, or a shortest_edge as long as the crop"
+                f"{where}: size={side!r} with do_center_crop={cut} is not supported; supported: height and width "
+                "without a crop, or a shortest_edge as long as the crop"
             )
         way: Any = values.get("fit") or ("cover" if values.get("do_center_crop") else "stretch")
         if way not in ("stretch", "cover", "letterbox"):
