@@ -4,21 +4,18 @@ A picture is scaled until it fits the canvas, from its top left corner on (`imag
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from bedplate.data import order
 from bedplate.data.boxes import BoxedImages
 from bedplate.data.image_files import LabelledImages
+from bedplate.data.picture_order import Batch, InOrder, Shuffled
 from bedplate.data.pixel_store import LIMIT_BYTES, PixelStore
 from bedplate.errors import InputError
 
-Batch = dict[str, Tensor]
 Size = tuple[int, int]
 
 NO_OBJECT = -1
@@ -57,7 +54,7 @@ def from_canvas(boxes: ArrayLike, size: ArrayLike, canvas: Size) -> NDArray[np.f
     return np.clip(found, 0, [width, height, width, height]).astype(np.float32)
 
 
-class BoxLoader:
+class BoxLoader(Shuffled):
     """Batches for training: every picture that is not broken once an epoch, those without an object too.
 
     All batches are full: one may hold the end of an epoch and the beginning of the next.
@@ -84,22 +81,9 @@ class BoxLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise InputError(
-                f"train.batch_size {batch_size} is not a multiple of {world_size} processes; choose one that is"
-            )
         if not sum(boxed.counts().values()):
             raise InputError(f"{boxed.images[0].where} and the others: no box to learn from; label some objects")
-        self._rows_of = _Rows(boxed, canvas, store)
-        self._usable = store.usable
-        self._batch_size, self._seed = batch_size, seed
-        rows = batch_size // world_size
-        self._rows = np.arange(rank * rows, (rank + 1) * rows)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every picture has been seen."""
-        return -(-len(self._usable) // self._batch_size)
+        super().__init__(store.usable, _Rows(boxed, canvas, store), batch_size, seed, rank, world_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size).
@@ -109,16 +93,10 @@ class BoxLoader:
             int64 (B, M), where M is the most objects of a picture of the batch, at least 1: the rows that fill up have
             boxes of 0 and class -1; and `index` int64 (B,) of the pictures.
         """
-        epoch, place = np.divmod(step * self._batch_size + self._rows, len(self._usable))
-        drawn = order.permute(place, len(self._usable), order.keys(self._seed, 0, epoch))
-        return self._rows_of(self._usable[drawn])
-
-    def epoch(self, step: int) -> float:
-        """How often the data has been read before `step`."""
-        return step * self._batch_size / len(self._usable)
+        return super().batch(step)
 
 
-class BoxEvalLoader:
+class BoxEvalLoader(InOrder):
     """All pictures that are not broken once, in their order, in batches as `BoxLoader.batch` gives them.
 
     What a judge needs is there, too: crowds, which `crowd` (B, M) bool marks, and `scale` (B,), the pixels of the
@@ -144,23 +122,8 @@ class BoxEvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._rows_of = _Rows(boxed, canvas, store, judged=True)
-        self._usable, self._batch_size = store.usable, batch_size
-        batches = -(-len(store.usable) // batch_size)
-        self._batches = batches if max_batches is None else min(batches, max_batches)
-        self._rank, self._world_size = rank, world_size
-
-    def __len__(self) -> int:
-        """Count the batches of this rank."""
-        return -(-self._batches // self._world_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(self._rank, len(self) * self._world_size, self._world_size):
-            yield self.batch(min(step, self._batches - 1))
-
-    def batch(self, step: int) -> Batch:
-        """The batch at a place in the order."""
-        return self._rows_of(self._usable[step * self._batch_size : (step + 1) * self._batch_size])
+        rows = _Rows(boxed, canvas, store, judged=True)
+        super().__init__(store.usable, rows, batch_size, max_batches, rank, world_size)
 
 
 class _Rows:

@@ -1,23 +1,19 @@
 """Batches of pictures, in an order that is a pure function of (seed, step): resuming needs the step alone."""
 
-from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from bedplate.data import order
 from bedplate.data.image_files import LabelledImages, fingerprint
+from bedplate.data.picture_order import Batch, InOrder, Shuffled
 from bedplate.data.pixel_store import LIMIT_BYTES, PixelStore
-from bedplate.errors import InputError
 
 __all__ = ["LIMIT_BYTES", "ImageEvalLoader", "ImageLoader", "PixelStore", "fingerprint"]
 
-Batch = dict[str, Tensor]
 
-
-class ImageLoader:
+class ImageLoader(Shuffled):
     """Batches for training: every picture that is not broken once an epoch, in an order drawn anew for each.
 
     All batches are full: one may hold the end of an epoch and the beginning of the next.
@@ -45,21 +41,10 @@ class ImageLoader:
         *,
         among: NDArray[np.int64] | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise InputError(
-                f"train.batch_size {batch_size} is not a multiple of {world_size} processes; choose one that is"
-            )
         assert len(images) == len(store)
-        self._store, self._targets = store, images.targets
-        self._usable = store.usable if among is None else np.intersect1d(store.usable, among)
-        self._batch_size, self._seed = batch_size, seed
-        rows = batch_size // world_size
-        self._rows = np.arange(rank * rows, (rank + 1) * rows)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps after which every picture has been seen."""
-        return -(-len(self._usable) // self._batch_size)
+        usable = store.usable if among is None else np.intersect1d(store.usable, among)
+        collate = partial(_collate, store, images.targets)
+        super().__init__(usable, collate, batch_size, seed, rank, world_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size).
@@ -68,17 +53,10 @@ class ImageLoader:
             `pixels` uint8 (B, 3, H, W), `index` int64 (B,) of the pictures, and `labels` int64 (B,), indices into
             `images.classes`, where there are labels.
         """
-        usable = self._usable
-        epoch, place = np.divmod(step * self._batch_size + self._rows, len(usable))
-        drawn = order.permute(place, len(usable), order.keys(self._seed, 0, epoch))
-        return _collate(self._store, self._targets, usable[drawn])
-
-    def epoch(self, step: int) -> float:
-        """How often the data has been read before `step`."""
-        return step * self._batch_size / len(self._usable)
+        return super().batch(step)
 
 
-class ImageEvalLoader:
+class ImageEvalLoader(InOrder):
     """All pictures that are not broken once, in their order, in batches as `ImageLoader.batch` gives them.
 
     Args:
@@ -100,28 +78,8 @@ class ImageEvalLoader:
         world_size: int = 1,
     ) -> None:
         assert len(images) == len(store)
-        self._store, self._targets, self._batch_size = store, images.targets, batch_size
-        batches = -(-len(store.usable) // batch_size)
-        self._batches = batches if max_batches is None else min(batches, max_batches)
-        self._rank, self._world_size = rank, world_size
-
-    def __len__(self) -> int:
-        """Count the batches of this rank."""
-        return -(-self._batches // self._world_size)
-
-    @property
-    def index(self) -> NDArray[np.int64]:
-        """(n,) numbers of all ranks' pictures in the order in which they come."""
-        return self._store.usable[: self._batches * self._batch_size]
-
-    def __iter__(self) -> Iterator[Batch]:
-        for step in range(self._rank, len(self) * self._world_size, self._world_size):
-            yield self.batch(min(step, self._batches - 1))
-
-    def batch(self, step: int) -> Batch:
-        """The batch at a place in the order."""
-        index = self._store.usable[step * self._batch_size : (step + 1) * self._batch_size]
-        return _collate(self._store, self._targets, index)
+        collate = partial(_collate, store, images.targets)
+        super().__init__(store.usable, collate, batch_size, max_batches, rank, world_size)
 
 
 def _collate(store: PixelStore, targets: NDArray[np.int64] | None, index: NDArray[np.int64]) -> Batch:
