@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bedplate.api.multimodal import evaluate_multimodal
 from bedplate.api.predict import label_options
 from bedplate.api.vision_predict import evaluate_images
 from bedplate.api.zeroshot import evaluate_labels
@@ -22,6 +23,7 @@ from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.measure.likelihood import Scorer, Scoring
 from bedplate.measure.suite import run_suite
 from bedplate.metrics.classification import confusion_matrix
@@ -38,7 +40,7 @@ MASK_RATE = 0.15  # of the tokens that a masked language model is asked for, as 
 
 
 def evaluate(
-    model: Model | ImageModel | str | Path,
+    model: Model | ImageModel | MultimodalModel | str | Path,
     data: str | Path | Sequence[str | Path] | None = None,
     *,
     suite: str | Path | None = None,
@@ -105,6 +107,10 @@ def evaluate(
         labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
     )
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
+    if isinstance(loaded, MultimodalModel):
+        if data is None:
+            raise InputError("suite and harness are for models of text; give data")
+        return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
     if isinstance(loaded, ImageModel):
         others: dict[str, Any] = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
         others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}

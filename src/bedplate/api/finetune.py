@@ -10,12 +10,15 @@ from typing import Any
 from bedplate.api.finetune_chat import ChatRun
 from bedplate.api.finetune_classify import ClassifyRun
 from bedplate.api.finetune_summarize import SummarizeRun
+from bedplate.api.multimodal import run_multimodal
 from bedplate.api.vision import run_vision
-from bedplate.recipe import PICTURES, FinetuneRecipe, VisionRecipe, read_finetune_recipe, task_of
+from bedplate.recipe import PICTURES, FinetuneRecipe, read_finetune_recipe, task_of
+from bedplate.recipe.multimodal import RECIPES
+from bedplate.recipe.pictures import PictureRecipe
 
 
 def finetune(
-    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe | VisionRecipe, *overrides: str, resume: bool = False
+    recipe: str | Path | Mapping[str, Any] | FinetuneRecipe | PictureRecipe, *overrides: str, resume: bool = False
 ) -> dict[str, Any]:
     """Adapt a pre-trained model to a task as a recipe says.
 
@@ -34,9 +37,11 @@ def finetune(
         InputError: the recipe, the base or the examples are wrong, `out` exists, or the loss is not finite.
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
-    if isinstance(recipe, VisionRecipe) or task_of(recipe, overrides) in PICTURES:
-        return run_vision(recipe, overrides, resume=resume, verb="finetune")
-    resolved = read_finetune_recipe(recipe, overrides)
+    task = task_of(recipe, overrides)
+    if task in PICTURES or task in RECIPES:
+        runs = run_vision if task in PICTURES else run_multimodal
+        return runs(recipe, overrides, resume=resume, verb="finetune")
+    resolved = read_finetune_recipe(recipe, overrides)  # type: ignore[arg-type]  # pictures are done with
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
     kinds: dict[str, type[ClassifyRun | SummarizeRun | ChatRun]] = {
         "classify": ClassifyRun,

@@ -9,10 +9,11 @@ from typing import Any
 from bedplate.hub.image_model import ImageModel
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.vision_directory import encoder_of
 
 
-def info(model: Model | ImageModel | str | Path) -> dict[str, Any]:
+def info(model: Model | ImageModel | MultimodalModel | str | Path) -> dict[str, Any]:
     """What a model is.
 
     Returns:
@@ -22,6 +23,8 @@ def info(model: Model | ImageModel | str | Path) -> dict[str, Any]:
     loaded = load(model) if isinstance(model, str | Path) else model
     if isinstance(loaded, ImageModel):
         return _of_images(loaded)
+    if isinstance(loaded, MultimodalModel):
+        return _shared(loaded) | loaded.facts() | {"card": loaded.card}
     config = loaded.config
     return {
         "family": config.family,
@@ -36,13 +39,18 @@ def info(model: Model | ImageModel | str | Path) -> dict[str, Any]:
     }
 
 
-def _of_images(model: ImageModel) -> dict[str, Any]:
-    module, config = model.module, encoder_of(model.module).config
-    first = next(module.parameters())
+def _shared(model: ImageModel | MultimodalModel) -> dict[str, Any]:
     return {
-        "family": type(module).__name__.lower(),
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "dtype": str(first.dtype).removeprefix("torch."),
+        "family": type(model.module).__name__.lower(),
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "dtype": str(next(model.module.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def _of_images(model: ImageModel) -> dict[str, Any]:
+    config = encoder_of(model.module).config
+    return {
+        **_shared(model),
         "image_size": list(config.image_size),
         "patch_size": config.patch_size,
         "stem": config.stem,

@@ -9,7 +9,10 @@ from typing import Any
 from bedplate.api import jobs
 from bedplate.api.plan import gpt_config
 from bedplate.errors import InputError
-from bedplate.recipe import PICTURES, Recipe, RunRecipe, read_recipe, read_vision_recipe, task_of
+from bedplate.recipe import PICTURES, Recipe, RunRecipe, VisionRecipe, task_of
+from bedplate.recipe.multimodal import RECIPES
+from bedplate.recipe.pictures import PictureRecipe
+from bedplate.recipe.read import read_as
 from bedplate.train.estimate import Layout
 
 WRITERS = {"slurm": jobs.slurm, "kubernetes": jobs.kubernetes, "sky": jobs.sky}
@@ -57,8 +60,9 @@ def launch(
         InputError: the recipe is wrong, the ranks cannot share it, an option is missing or has no meaning for this
             scheduler, `out` is a folder that other nodes do not see, or `output` exists.
     """
-    path, is_vision = Path(recipe), task_of(recipe, overrides) in PICTURES
-    resolved = read_vision_recipe(recipe, overrides) if is_vision else read_recipe(recipe, overrides)
+    path, task = Path(recipe), task_of(recipe, overrides)
+    kinds: dict[str, type[Recipe | PictureRecipe]] = dict.fromkeys(PICTURES, VisionRecipe) | dict(RECIPES)
+    resolved = read_as(kinds.get(task or "", Recipe), recipe, overrides)
     if scheduler not in WRITERS:
         raise InputError(f"scheduler {scheduler!r} is unknown; choose one of {', '.join(WRITERS)}")
     options = {"image": image, "volume": volume, "time": time, "partition": partition}

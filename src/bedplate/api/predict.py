@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.multimodal import predict_multimodal
 from bedplate.api.vision_predict import predict_images
 from bedplate.api.zeroshot import read_examples
 from bedplate.data.sources import documents, kind_of
@@ -13,12 +14,13 @@ from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel, listed
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.tasks.zeroshot import Example, Labels
 from bedplate.train.hardware import choose_device
 
 
 def predict(
-    model: Model | ImageModel | str | Path,
+    model: Model | ImageModel | MultimodalModel | str | Path,
     inputs: Any = (),
     *,
     file: str | Path | None = None,
@@ -59,6 +61,21 @@ def predict(
         InputError: nothing to predict, both texts and a file, or an empty text.
     """
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
+    if isinstance(loaded, MultimodalModel):
+        return predict_multimodal(
+            loaded,
+            listed(inputs),
+            file=file,
+            others={
+                "column": column,
+                "examples": examples,
+                "shots": shots,
+                "draw": draw,
+                "attention": attention or None,
+            },
+            labels=labels,
+            **options,
+        )
     if isinstance(loaded, ImageModel):
         given = {"labels": labels, "examples": examples, "shots": shots}
         if name := next((name for name, value in given.items() if value is not None), None):

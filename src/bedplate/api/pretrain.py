@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bedplate.api.folders import cache_folder
+from bedplate.api.multimodal import run_multimodal
 from bedplate.api.plan import check_metric, gpt_config, plan
 from bedplate.api.record import write_report
 from bedplate.api.run import Run
@@ -30,7 +31,9 @@ from bedplate.hub.directory import save_directory
 from bedplate.hub.model import Model, load
 from bedplate.models.bert import MaskedLM, language_model
 from bedplate.models.gpt import GPT
-from bedplate.recipe import PICTURES, Recipe, VisionRecipe, read_recipe, task_of
+from bedplate.recipe import PICTURES, Recipe, read_recipe, task_of
+from bedplate.recipe.multimodal import RECIPES
+from bedplate.recipe.pictures import PictureRecipe
 from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
@@ -39,7 +42,7 @@ from bedplate.train.loop import Data, Trainer
 
 
 def pretrain(
-    recipe: str | Path | Mapping[str, Any] | Recipe | VisionRecipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe | PictureRecipe,
     *overrides: str,
     resume: bool = False,
     dry_run: bool = False,
@@ -59,11 +62,13 @@ def pretrain(
         InputError: the recipe or the data is wrong, `out` exists, the disk is full, or the loss is not finite.
         Interrupted: Ctrl-C or SIGTERM; everything is saved.
     """
-    if isinstance(recipe, VisionRecipe) or task_of(recipe, overrides) in PICTURES:
+    task = task_of(recipe, overrides)
+    if task in PICTURES or task in RECIPES:
         if dry_run:
             raise InputError("plans are of language models; a run on pictures says its parameters as it begins")
-        return run_vision(recipe, overrides, resume=resume, verb="pretrain")
-    resolved = read_recipe(recipe, overrides)
+        runs = run_vision if task in PICTURES else run_multimodal
+        return runs(recipe, overrides, resume=resume, verb="pretrain")
+    resolved = read_recipe(recipe, overrides)  # type: ignore[arg-type]  # pictures are done with
     if dry_run:
         return plan(resolved, measure=False)
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"

@@ -18,6 +18,7 @@ from bedplate.errors import InputError
 from bedplate.hub.card import model_card
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.measure.comparison import PRETRAINED
 from bedplate.report.adapt import transfer_report
 from bedplate.train.log import write_whole
@@ -73,6 +74,8 @@ def transfer(
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     asked = Asked(paths, str(base), labels, seeds, test, column, label, out, settings or {}, say)
     model = load(base, dtype="fp32")
+    if isinstance(model, MultimodalModel):
+        raise InputError(f"{base}: reads texts and pictures; give a base that reads one of them")
     study: Study = TextStudy(model, asked) if isinstance(model, Model) else ImageStudy(model, asked)
     comparison = study.comparison
     make_folder(out)

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
-from bedplate.api.folders import cache_folder
-from bedplate.api.run import Run
+from bedplate.api.picture_run import PictureRun
 from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import LabelledImages
 from bedplate.data.image_loader import ImageEvalLoader
-from bedplate.data.loader import Loader, prefetch
-from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel
 from bedplate.hub.load import load
@@ -28,33 +18,19 @@ from bedplate.models.vit import VisionConfig, VisionModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS
 from bedplate.recipe import VisionRecipe, read_vision_recipe
-from bedplate.recipe.schema import ParallelRecipe
-from bedplate.tasks import Task
-from bedplate.train.hardware import available_cores
 from bedplate.train.log import RunLog
-from bedplate.train.loop import Data, Trainer
-
-M = TypeVar("M", bound=nn.Module)
 
 WHOLE = (1.0, 1.0)
 LOADS = {"mae": "ViTMAEForPreTraining", "classify_images": "AutoModelForImageClassification"}
 SCORED_ROWS = 256  # pictures of a batch that is not trained on
 
 
-class VisionRun(Run[VisionRecipe]):
+class VisionRun(PictureRun[VisionRecipe]):
     """The parts that learning without labels, classifying and detecting share."""
 
     default_size: ClassVar[tuple[int, int]] = (32, 32)
     default_fit: ClassVar[str] = "stretch"
-    scales = True
     module: VisionModule
-    task: Task
-    weights: Iterator[tuple[str, Tensor]] | None = None  # of a network that is to be sharded
-
-    def __init__(self, recipe: VisionRecipe, resume: bool, command: str, verb: str) -> None:
-        self.verb = verb  # type: ignore[misc]  # the same run is pre-training without a base, fine-tuning with one
-        super().__init__(recipe, resume, command)
-        self.stores: dict[str, PixelStore] = {}
 
     def make_encoder(self, log: RunLog) -> VisionModel:
         """What reads pictures: the base's, or a fresh one; `processor` follows from both and the recipe.
@@ -83,84 +59,11 @@ class VisionRun(Run[VisionRecipe]):
         encoder.init_weights(recipe.seed)
         return encoder.to(self.made_on)
 
-    @property
-    def made_on(self) -> torch.device:
-        """Where the network is made: one that is to be sharded never is on the device as a whole."""
-        return self.hardware.device if self.parallel.shard == 1 else torch.device("cpu")
-
-    def placed(self, module: M) -> M:
-        """A whole network as the trainer takes it. What is to be sharded leaves its weights here, see `weights`."""
-        if self.parallel.shard == 1:
-            return module.to(self.hardware.device)
-        self.weights = iter(list(module.named_parameters()))
-        return module.to("meta")
-
-    def store(self, name: str, images: LabelledImages, size: tuple[int, int]) -> PixelStore:
-        """The pixels of a part's pictures at one size; `stores` keeps it, for what is broken."""
-        self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.workers)
-        return self.stores[name]
-
     def eval_loader(self, name: str, images: LabelledImages) -> ImageEvalLoader:
         """This rank's batches of a part's pictures, to be scored; few pictures are shared by all ranks, too."""
         rows = min(SCORED_ROWS, -(-len(images) // self.ranks.data_size))
         store = self.store(name, images, self.processor.size)
         return ImageEvalLoader(images, rows, store, None, *self.shares)
-
-    @property
-    def shares(self) -> tuple[int, int]:
-        """(this rank, all) among those that share batches."""
-        return self.ranks.data_rank, self.ranks.data_size
-
-    @property
-    def parallel(self) -> ParallelRecipe:
-        return self.recipe.parallel
-
-    @property
-    def workers(self) -> int | None:
-        """Processes of this rank that decode; None is as many as it may use cores."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if here == 1:
-            return self.recipe.data.workers
-        return self.recipe.data.workers or max(1, available_cores() // here)
-
-    def broken(self) -> list[str]:
-        """What is wrong with each picture that cannot be decoded."""
-        return [each for store in self.stores.values() for each in store.broken]
-
-    def loader_data(self, loader: Loader, val: Any) -> Data:
-        pin = self.hardware.device.type == "cuda"
-        return Data(partial(prefetch, loader, pin=pin), None if val is None else val.__iter__)
-
-    def make_trainer(self, data: Data, steps_per_epoch: int, log: RunLog) -> Trainer:
-        recipe, train = self.recipe, self.recipe.train
-        by_epochs = math.inf if train.epochs is None else max(1, round(train.epochs * steps_per_epoch))
-        steps = int(min(train.steps or math.inf, by_epochs))
-        self.check_reached(steps)
-        metric, _ = self.best_metric()
-        if metric not in self.task.metrics:
-            raise InputError(
-                f"evaluate.metric={metric!r} is not measured; choose one of {', '.join(self.task.metrics)}"
-            )
-        return Trainer(
-            recipe,
-            self.task,
-            data,
-            self.hardware,
-            self.out,
-            self.save_model,
-            log,
-            steps=steps,
-            evaluate_every=recipe.evaluate.every or steps_per_epoch,
-            metric=metric,
-            patience=recipe.evaluate.patience,
-            ranks=self.ranks,
-            parallel=recipe.parallel,
-            weights=self.weights,
-            measure=self.measure,
-        )
-
-    def measure(self) -> None:  # some runs have nothing to add
-        """What all ranks measure and draw of the final weights, averaged ones included, before the model is written."""
 
     def augment(self) -> ImageAugment | None:
         """What training shows of pictures; None where nothing is changed in them."""
@@ -170,17 +73,6 @@ class VisionRun(Run[VisionRecipe]):
     def store_size(self) -> tuple[int, int]:
         """(height, width) at which pictures are kept for training."""
         return store_size(self.recipe, self.processor.size)
-
-    @property
-    def cache(self) -> Path:
-        return cache_folder(self.recipe.data.cache) / "images"
-
-    def best_metric(self) -> tuple[str, str]:
-        metric = self.recipe.evaluate.metric or next(iter(self.task.metrics))
-        return metric, self.task.metrics.get(metric, "min")
-
-    def keep_preprocessing(self) -> None:
-        """Nothing: what is done to pictures follows from the recipe and the base."""
 
     def read_recipe(self, path: Path) -> VisionRecipe:
         return read_vision_recipe(path)

@@ -8,9 +8,11 @@ import torch
 
 from bedplate.errors import InputError
 from bedplate.hub import model
+from bedplate.hub.directory import read_config_values
 from bedplate.hub.image_model import ImageModel, is_image_model, load_image_model
 from bedplate.hub.locate import locate
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import KINDS, MultimodalModel, load_multimodal
 
 
 def load(
@@ -18,7 +20,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     adapter: str | Path | None = None,
-) -> Model | ImageModel:
+) -> Model | ImageModel | MultimodalModel:
     """A model from a model directory, a run directory, an adapter directory, `zoo:NAME` or `hf:ORG/NAME[@REVISION]`.
 
     Args:
@@ -28,16 +30,19 @@ def load(
             model brings the base that it names.
 
     Returns:
-        A `Model` of text or an `ImageModel`.
+        A `Model` of text, an `ImageModel`, or a `MultimodalModel` of both.
 
     Raises:
         InputError: nothing is there, or what is there is not a model that bedplate has.
     """
     directory = locate(path)
-    if not is_image_model(directory):
+    kind = str(read_config_values(directory)[0].get("model_type")) if (directory / "config.json").is_file() else ""
+    if kind not in KINDS and not is_image_model(directory):
         return model.load(path, device, dtype, adapter)
     if adapter is not None:
-        raise InputError(f"{path}: adapters are for language models, and this is a model of images")
+        raise InputError(f"{path}: adapters are for language models, and this model reads pictures")
     if dtype is None and str(path).startswith("zoo:"):
         dtype = "fp32"  # many CPUs multiply no bf16
+    if kind in KINDS:
+        return load_multimodal(directory, kind, device, dtype)
     return load_image_model(directory, device, dtype)

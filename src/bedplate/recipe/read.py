@@ -29,21 +29,21 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     Raises:
         InputError: missing or malformed file, unknown key, wrong type, or values that contradict each other.
     """
-    return _read(Recipe, recipe, overrides)
+    return read_as(Recipe, recipe, overrides)
 
 
 def read_finetune_recipe(
     recipe: str | Path | Mapping[str, Any] | FinetuneRecipe, overrides: Sequence[str] = ()
 ) -> FinetuneRecipe:
     """A checked recipe of fine-tuning; see `read_recipe`."""
-    return _read(FinetuneRecipe, recipe, overrides)
+    return read_as(FinetuneRecipe, recipe, overrides)
 
 
 def read_vision_recipe(
     recipe: str | Path | Mapping[str, Any] | VisionRecipe, overrides: Sequence[str] = ()
 ) -> VisionRecipe:
     """A checked recipe of images; see `read_recipe`."""
-    return _read(VisionRecipe, recipe, overrides)
+    return read_as(VisionRecipe, recipe, overrides)
 
 
 def task_of(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> str | None:
@@ -71,7 +71,8 @@ def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Seque
     return name, values
 
 
-def _read(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> R:
+def read_as(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> R:
+    """A checked recipe of a kind; see `read_recipe`."""
     name, values = _values(recipe, overrides)
     if kind is Recipe and values.get("task", "language") in FINETUNED:
         raise InputError(f"{name}: it has `task: {values['task']}`, so it is for `bedplate finetune`")

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.recipe.schema import (
-    Count,
-    LoopRecipe,
-    Number,
-    OptimizerRecipe,
-    ParallelRecipe,
-    Positive,
-    Rate,
-    RunRecipe,
-    Share,
-    Strict,
-)
+from bedplate.recipe.pictures import PictureDataRecipe, PictureEvaluateRecipe, PictureRecipe
+from bedplate.recipe.schema import Count, Number, Positive, Share, Strict
 
-Fit = Literal["stretch", "cover", "letterbox"]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -73,7 +61,7 @@ class DecoderRecipe(Strict):
     """heads of a block"""
 
 
-class VisionDataRecipe(Strict):
+class VisionDataRecipe(PictureDataRecipe):
     """Pictures: where they are, and which are held out."""
 
     path: list[str]
@@ -83,28 +71,10 @@ class VisionDataRecipe(Strict):
     """column of the picture or its path (default: guessed, and printed)"""
     label: str | None = None
     """classify_images: column of the label (default: guessed, and printed)"""
-    val_path: list[str] | None = None
-    """pictures that choose the best epoch; without it val_fraction is held out"""
-    val_fraction: Share = 0.1
-    """share of pictures held out, of each class alike"""
-    test_path: list[str] | None = None
-    """pictures that are scored once, at the end; equal ones are not trained on"""
     labels: Positive | None = None
     """classify_images: train on so many pictures, of each class alike (default: all)"""
-    fit: Fit | None = None
-    """how a picture comes to the model's size: stretched, cropped so that it covers, or with grey borders (default: the
-    base's, else stretch; detect: letterbox)"""
     store: Positive | None = None
     """side in pixels at which pictures are kept for training, larger than the model's where crops need room"""
-    workers: Positive | None = None
-    """processes of a rank that decode (default: the cores that it may use, shared by the ranks of a machine)"""
-    cache: Path | None = None
-    """folder of decoded pictures (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
-
-    @field_validator("path", "val_path", "test_path", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
 
 
 class AugmentRecipe(Strict):
@@ -148,66 +118,29 @@ class DetectorRecipe(Strict):
     """dense: a score and a box at every place (FCOS); set: queries that name one object each (DETR)"""
 
 
-class VisionTrainRecipe(LoopRecipe):
-    """The loop: it ends with `steps` or with `epochs`, whichever is first."""
-
-    steps: Positive | None = None
-    """optimizer steps (default: as many as `epochs` are)"""
-    epochs: Rate | None = 10.0
-    """passes over the pictures"""
-    batch_size: Positive = 128
-    """pictures a step"""
-
-
-class VisionOptimizerRecipe(OptimizerRecipe):
-    """How weights follow gradients."""
-
-    learning_rate: Rate = 2e-3
-    """AdamW's peak learning rate"""
-    muon_learning_rate: Rate = 0.01
-    """Muon's peak learning rate"""
-
-
-class VisionEvaluateRecipe(Strict):
+class VisionEvaluateRecipe(PictureEvaluateRecipe):
     """What is measured on held-out pictures while training."""
 
-    every: Positive | None = None
-    """steps between evaluations (default: an epoch)"""
-    metric: str | None = None
-    """the metric whose best checkpoint is kept (default: accuracy; map_50 of a detector; loss of mae)"""
-    patience: Positive | None = None
-    """evaluations without a better value after which training stops (null: never)"""
     flip: bool = False
     """classify_images: the mean of a picture's scores and its mirror image's, here and whenever the model predicts"""
 
 
-class VisionRecipe(RunRecipe):
+class VisionRecipe(PictureRecipe):
     """Pre-training or fine-tuning on images."""
 
     task: Literal["mae", "classify_images", "detect"]
     """what is learnt: `mae`, hidden patches of pictures without labels; `classify_images`, the label of a picture;
     `detect`, boxes and their labels"""
-    base: str | None = None
-    """the pre-trained vision model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME (null: from scratch)"""
     model: VisionModelRecipe = Field(default_factory=VisionModelRecipe)
     decoder: DecoderRecipe = Field(default_factory=DecoderRecipe)
     detector: DetectorRecipe = Field(default_factory=DetectorRecipe)
     data: VisionDataRecipe
     augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
     objective: VisionObjectiveRecipe = Field(default_factory=VisionObjectiveRecipe)
-    train: VisionTrainRecipe = Field(default_factory=VisionTrainRecipe)
-    optimizer: VisionOptimizerRecipe = Field(default_factory=VisionOptimizerRecipe)
-    parallel: ParallelRecipe = Field(default_factory=ParallelRecipe)
     evaluate: VisionEvaluateRecipe = Field(default_factory=VisionEvaluateRecipe)
 
     @model_validator(mode="after")
     def _agrees(self) -> VisionRecipe:
-        if self.train.steps is None and self.train.epochs is None:
-            raise ValueError("train.steps and train.epochs are both null; give one of them")
-        if self.parallel.tensor > 1:
-            raise ValueError(
-                f"parallel.tensor={self.parallel.tensor}: tensor parallelism is for language models; use shard"
-            )
         if self.base is not None:
             own = self.model.model_fields_set & NETWORK
             if name := next((n for n in sorted(own) if getattr(self.model, n) != _default(n)), None):

@@ -15,7 +15,8 @@ from bedplate.errors import InputError
 from bedplate.models.bert import LanguageModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import CPU_ROWS, GPU_ROWS
-from bedplate.recipe import Recipe, VisionRecipe
+from bedplate.recipe import Recipe
+from bedplate.recipe.pictures import PictureRecipe
 from bedplate.recipe.schema import TrainRecipe
 
 FULL = 4  # bytes of an fp32 value: weights, gradients, moments and the residual stream
@@ -41,7 +42,7 @@ class Layout:
         return self.gpus // (self.shard * self.tensor)
 
     @staticmethod
-    def of(recipe: Recipe | VisionRecipe, config: TrunkConfig | None, gpus: int) -> Layout:
+    def of(recipe: Recipe | PictureRecipe, config: TrunkConfig | None, gpus: int) -> Layout:
         """The layout of a recipe on so many GPUs; `config` is of the trunk that `parallel.tensor` splits.
 
         Raises:

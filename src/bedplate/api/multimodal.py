@@ -1,0 +1,101 @@
+"""Runs, predictions and measures of models of texts and pictures: which part of the package does each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bedplate.api.vision_draw import expanded
+from bedplate.data.image_files import read_images
+from bedplate.data.images import Source
+from bedplate.errors import InputError
+from bedplate.hub.multimodal import MultimodalModel
+from bedplate.recipe.multimodal import RECIPES
+from bedplate.recipe.read import read_as, task_of
+
+RUNS: Mapping[str, tuple[str, str]] = MappingProxyType({})
+"""`task` of a recipe -> (module, class of `PictureRun` in it)."""
+
+MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType({})
+"""Class of `MultimodalModel` -> (module, function of (model, data, column, label, **options) in it) that measures it."""
+
+
+def run_multimodal(recipe: Any, overrides: Sequence[str], *, resume: bool, verb: str) -> dict[str, Any]:
+    """Run a recipe of texts and pictures; both verbs take it, `finetune` needs a base.
+
+    Returns:
+        {"out", "model", "steps", "parameters", "metrics", "seconds"}.
+
+    Raises:
+        InputError: the recipe, the base or the data are wrong, `out` exists, or the loss is not finite.
+        Interrupted: Ctrl-C or SIGTERM; everything is saved.
+    """
+    task = task_of(recipe, overrides) or ""
+    resolved = read_as(RECIPES[task], recipe, overrides)
+    if verb == "finetune" and resolved.base is None:
+        raise InputError(f"finetune needs a `base`; to train {task} from scratch use bedplate pretrain")
+    name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
+    run = _named(*RUNS[task])
+    result: dict[str, Any] = run(resolved, resume, shlex.join(["bedplate", verb, str(name), *overrides]), verb).run()
+    return result
+
+
+def predict_multimodal(
+    model: MultimodalModel,
+    inputs: Sequence[Source],
+    *,
+    file: str | Path | None = None,
+    column: str | None = None,
+    others: Mapping[str, Any],
+    **options: Any,
+) -> list[Any]:
+    """Predictions, one a picture, in order; see the model's own `predict` for `options` (None: not given).
+
+    Args:
+        inputs: pictures, or folders of them.
+        file: a folder, table or archive of pictures in place of `inputs`, see `data.image_files.read_images`.
+        column: of the pictures in it.
+        others: options of other kinds of models, refused where they are given.
+
+    Raises:
+        InputError: nothing to predict, no picture, or an option that the model does not have.
+    """
+    if name := next((name for name, value in others.items() if value is not None), None):
+        raise InputError(f"{name} is no option of a model of texts and pictures")
+    if inputs and file is not None:
+        raise InputError("give either pictures or a file, not both")
+    pictures: list[Source] = [image for each in inputs for image in expanded(each)]
+    if file is not None:
+        pictures = [ref.image() for ref in read_images(file, column, label="").images]
+    if not pictures:
+        raise InputError("nothing to predict: give a picture, a folder of them, or a file")
+    return model.predict(pictures, **{name: value for name, value in options.items() if value is not None})
+
+
+def evaluate_multimodal(
+    model: MultimodalModel, data: Sequence[str], *, column: str | None, label: str | None, **options: Any
+) -> dict[str, Any]:
+    """Measure a model of texts and pictures; what of it and by which options (None: not given) its kind decides.
+
+    Returns:
+        {"n", "metrics": {name: {"value", "low", "high", "n"}}}, and more by kind.
+
+    Raises:
+        InputError: a kind that nothing is measured of, an option that its kind does not have, or wrong data.
+    """
+    kind = type(model).__name__
+    if kind not in MEASURES:
+        raise InputError(
+            f"nothing is measured of a {type(model.module).__name__.lower()}; bedplate info says what it is"
+        )
+    given = {name: value for name, value in options.items() if value is not None}
+    result: dict[str, Any] = _named(*MEASURES[kind])(model, data, column=column, label=label, **given)
+    return result
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)

@@ -1,0 +1,9 @@
+"""Recipes of texts and pictures together, by their task."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from bedplate.recipe.pictures import PictureRecipe
+
+RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({})
+"""`task` -> the kind of recipe that has it."""
