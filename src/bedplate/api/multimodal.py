@@ -21,7 +21,7 @@ RUNS: Mapping[str, tuple[str, str]] = MappingProxyType({})
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""
 
 MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType({})
-"""Class of `MultimodalModel` -> (module, function of (model, data, column, label, **options) in it) that measures it."""
+"""Class of `MultimodalModel` -> (module, function of (model, data, column, label, ...) in it) that measures it."""
 
 
 def run_multimodal(recipe: Any, overrides: Sequence[str], *, resume: bool, verb: str) -> dict[str, Any]:
