@@ -285,6 +285,8 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("label 'teal' is not among", bedplate.pretrain, f"data.test_path={_odd(tmp_path)}")
     refused("augment.scale is not for task: classify_images", bedplate.pretrain, "augment.scale=[0.5, 1]")
     refused("fit=cover is not for task: detect", bedplate.pretrain, "task=detect", "data.fit=cover")
+    with pytest.raises(InputError, match="ImageModel writes no texts"):
+        bedplate.generate(bedplate.load(pretrained), "a text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is for models of images"):
         bedplate.predict(tiny_model, "a text", draw="x.png")
     with pytest.raises(InputError, match="labels is for models of text"):
