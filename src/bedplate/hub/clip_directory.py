@@ -48,7 +48,7 @@ def load_clip_module(
     names = clip_names(weights)
     expected = {clip_name(config, name): clip_shape(config, name, tuple(p.shape)) for name, p in template.items()}
     check_tensors(directory, expected, names, weights)
-    target = weights[clip_name(config, "text.embed.weight")].dtype if dtype is None else as_dtype(dtype)
+    target = weights[clip_name(config, "visual_projection.weight")].dtype if dtype is None else as_dtype(dtype)
     state = {}
     for name in template:
         tensor = clip_tensor_from_hf(config, name, weights.__getitem__)
@@ -99,7 +99,7 @@ def save_clip_directory(
         raise InputError(
             f"the processor gives pictures of {processor.size}, and the model reads {module.config.vision.image_size}"
         )
-    kind = dtype or next(module.parameters()).dtype
+    kind = dtype or module.dtype
     config = clip_config_to_hf(module.config) | {"torch_dtype": str(kind).removeprefix("torch.")}
     if tokenizer is not None:
         tokenizer = ended(tokenizer, module.config)

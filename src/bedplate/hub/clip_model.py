@@ -114,6 +114,11 @@ class ClipModel(MultimodalModel):
         vectors = self._embed_texts(texts, batch_size, truncate) if texts else self._embed_images(items, batch_size)
         return F.normalize(vectors, dim=1) if normalize else vectors
 
+    @torch.inference_mode()
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Vectors `(B, P)` of length 1, fp32 on the CPU, of what `processor.pixels` gives, `(B, 3, H, W)` uint8."""
+        return F.normalize(self._image_features(pixels), dim=1)
+
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write a model directory that `load` reads, and `transformers` where it knows the shape."""
         save_clip_directory(
@@ -130,6 +135,7 @@ class ClipModel(MultimodalModel):
     def facts(self) -> dict[str, Any]:
         text, vision = self.config.text, self.config.vision
         return {
+            "dtype": str(self.module.dtype).removeprefix("torch."),
             "image_size": list(vision.image_size),
             "patch_size": vision.patch_size,
             "stem": vision.stem,
@@ -145,13 +151,17 @@ class ClipModel(MultimodalModel):
     @torch.inference_mode()
     def _embed_images(self, images: list[Source], batch_size: int) -> Tensor:
         """`(N, P)` fp32 on the CPU, not normalised; `batch_size` pictures are in memory at one time."""
-        vectors, dtype = torch.zeros(len(images), self.config.projection_dim), self.module.vision.cls_token.dtype
+        vectors = torch.zeros(len(images), self.config.projection_dim)
         for first in _starts(len(images), batch_size):
             part = images[first : first + batch_size]
             names = [str(one) if isinstance(one, str | Path) else f"image {n}" for n, one in enumerate(part, first + 1)]
-            pixels = self.processor.normalize(self.processor.pixels(part, names).to(self.module.device))
-            vectors[first : first + len(part)] = self.module.image_features(pixels.to(dtype)).float().cpu()
+            vectors[first : first + len(part)] = self._image_features(self.processor.pixels(part, names))
         return vectors
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        """`(B, P)` fp32 on the CPU, not normalised, of stored pixels `(B, 3, H, W)` uint8."""
+        read = self.processor.normalize(pixels.to(self.module.device)).to(self.module.dtype)
+        return self.module.image_features(read).float().cpu()
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str], batch_size: int, truncate: bool, what: str = "text") -> Tensor:

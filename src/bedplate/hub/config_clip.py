@@ -108,9 +108,12 @@ class _ClipFile(BaseModel):
             (given if old is None else old) or {}
             for given, old in ((self.text_config, self.text_config_dict), (self.vision_config, self.vision_config_dict))
         )
-        tower = _TextFile.model_validate(text)
+        for tower, kind in ((text, TEXT), (vision, VISION)):
+            if (given := tower.get("model_type", kind)) != kind:
+                raise ValueError(f"a tower of model_type={given!r} is none of {FAMILY}, but of {FREE}")
+        whole = _TextFile.model_validate(text)
         return ClipConfig(
-            tower.config(), _VisionFile.model_validate(vision).config(), self.projection_dim, tower.eos_token_id
+            whole.config(), _VisionFile.model_validate(vision).config(), self.projection_dim, whole.eos_token_id
         )
 
 

@@ -142,6 +142,11 @@ class Clip(nn.Module):
     def device(self) -> torch.device:
         return self.logit_scale.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the towers; scale and bias may have a finer one."""
+        return self.visual_projection.weight.dtype
+
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Logits `(B_images, B_texts)` fp32 of normalised pixels `(B_images, C, H, W)` and of `ids (B_texts, L)`."""
         return self.logits(self.image_features(pixels), self.text_features(ids))
