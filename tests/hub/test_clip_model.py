@@ -101,6 +101,9 @@ def test_a_directory_in_bf16_keeps_its_scale_exact_and_within_its_limit(tmp_path
     ClipModel(module, model.processor, model.tokenizer).save(tmp_path / "m")
     back = load(tmp_path / "m").module
     assert back.logit_scale.item() == pytest.approx(4.6012345, abs=1e-6)
+    loaded = load(tmp_path / "m")
+    near = (loaded.embed(pictures()) * model.embed(pictures())).sum(1)
+    assert near.min() > 0.99 and loaded.predict(pictures(), labels="cat,dog")[0]["score"] > 0
     assert back.text.embed.weight.dtype == torch.bfloat16 and bedplate.info(tmp_path / "m")["dtype"] == "bfloat16"
     module.logit_scale.data = torch.tensor(9.0)  # a reader that knows no limit would compute with e^9
     ClipModel(module, model.processor, model.tokenizer).save(tmp_path / "m", overwrite=True)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.clip_texts import spelling, text_rows
+from bedplate.hub.directory import read_weights
 from bedplate.hub.load import load
 
 transformers = pytest.importorskip("transformers")
@@ -144,9 +146,13 @@ def test_other_forms_of_the_processor_file(tmp_path: Path, form: str) -> None:
     assert load(tmp_path).processor == wanted
 
 
-def test_old_files_have_whole_configs_of_towers_beside_the_others(tmp_path: Path) -> None:
+def test_old_files_have_whole_configs_of_towers_and_places_as_tensors(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     theirs = their_model(tmp_path, tokenizer)
+    weights = dict(read_weights(tmp_path))
+    for tower in ("text_model", "vision_model"):
+        weights[f"{tower}.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     file = tmp_path / "config.json"
     values = json.loads(file.read_text())
     values["text_config_dict"] = values["text_config"]

@@ -103,9 +103,10 @@ def save_clip_directory(
     config = clip_config_to_hf(module.config) | {"torch_dtype": str(kind).removeprefix("torch.")}
     if tokenizer is not None:
         tokenizer = ended(tokenizer, module.config)
-        if module.config.is_standard:  # whose class has ids as defaults, which another vocabulary may not even hold
-            end, first = end_id(tokenizer, module.config), affixes(tokenizer)[0]
-            config["text_config"] |= {"bos_token_id": first[0] if first else end, "pad_token_id": end}
+    if module.config.is_standard:  # whose class has ids as defaults, which another vocabulary may not even hold
+        end = None if tokenizer is None else end_id(tokenizer, module.config)
+        first = [] if tokenizer is None else affixes(tokenizer)[0]
+        config["text_config"] |= {"bos_token_id": first[0] if first else end, "pad_token_id": end}
     with new_folder(directory, overwrite) as partial:
         write_json(partial / "config.json", config)
         write_json(partial / FILE, processor.to_hf() | {TEMPLATES_KEY: list(checked_templates(templates))})
