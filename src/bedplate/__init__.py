@@ -27,6 +27,7 @@ _VERBS = (
     "prepare",
     "pretrain",
     "quickstart",
+    "search",
     "tokenizer",
     "transfer",
 )
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from bedplate.api.prepare import prepare as prepare
     from bedplate.api.pretrain import pretrain as pretrain
     from bedplate.api.quickstart import quickstart as quickstart
+    from bedplate.api.search import search as search
     from bedplate.api.tokenizer import tokenizer as tokenizer
     from bedplate.api.transfer import transfer as transfer
 

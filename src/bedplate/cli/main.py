@@ -25,6 +25,7 @@ from bedplate.cli import (
     prepare,
     pretrain,
     quickstart,
+    search,
     tokenizer,
     transfer,
 )
@@ -84,6 +85,7 @@ for _name, _verb in {
     "transfer": transfer,
     "predict": predict,
     "generate": generate,
+    "search": search,
     "evaluate": evaluate,
     "tokenizer": tokenizer,
     "prepare": prepare,
