@@ -1,5 +1,6 @@
 """Batches of pictures with a text each; order and texts are pure functions of (seed, step): resuming needs no more."""
 
+import hashlib
 from collections.abc import Sequence
 from functools import lru_cache, partial
 
@@ -99,9 +100,11 @@ class PairLoader(Shuffled):
 
         Returns:
             `pixels` uint8 (B, 3, H, W); `ids` int64 (B, L), each text with the end token, filled up with the end token;
-            `group` int64 (B,), equal where pictures mean the same; `index` int64 (B,) of the pictures.
+            `group` int64 (B,), equal where pictures mean the same, and `text` int64 (B,), equal where the texts are;
+            `index` int64 (B,) of the pictures.
         """
-        return super().batch(step) | {"ids": self._encoder(self.texts(step))}
+        texts = self.texts(step)
+        return super().batch(step) | {"ids": self._encoder(texts), "text": _marks(texts)}
 
     def texts(self, step: int) -> list[str]:
         """The texts of this rank's rows of the batch of one step."""
@@ -139,8 +142,8 @@ class PairEvalLoader(InOrder):
         template, targets = check_templates(templates)[0], pairs.targets
 
         def collate(index: NDArray[np.int64]) -> Batch:
-            ids = encoder([template.replace("{}", pairs.texts[i][0]) for i in index.tolist()])
-            return _pictures(store, targets, index) | {"ids": ids}
+            texts = [template.replace("{}", pairs.texts[i][0]) for i in index.tolist()]
+            return _pictures(store, targets, index) | {"ids": encoder(texts), "text": _marks(texts)}
 
         super().__init__(store.usable, collate, batch_size, max_batches, rank, world_size)
 
@@ -157,6 +160,12 @@ def check_templates(templates: Sequence[str]) -> list[str]:
     if not templates:
         raise InputError('no template is given; "{}" shows a text as it is')
     return list(templates)
+
+
+def _marks(texts: Sequence[str]) -> Tensor:
+    """(B,) int64, equal where the texts are."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
 def _pictures(store: PixelStore, targets: NDArray[np.int64], index: NDArray[np.int64]) -> Batch:
