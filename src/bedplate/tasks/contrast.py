@@ -131,12 +131,12 @@ class Contrast:
 
     def _nats(self, images: Tensor, texts: Tensor, batch: Batch) -> Tensor:
         """The loss of each of this rank's rows `(B,)`, of their features `(B, P)` among those of all ranks `(N, P)`."""
-        with torch.autocast(images.device.type, enabled=False):
-            all_images, all_texts = self.gather(images), self.gather(texts)
-            own, everyone = (batch["group"], batch["text"]), (self.gather(batch["group"]), self.gather(batch["text"]))
-            positive = (own[0][:, None] == everyone[0]) | (own[1][:, None] == everyone[1])
-            return contrastive_nats(self.module, images, texts, all_images, all_texts, positive, self.objective)
+        group, text = batch["group"], batch["text"]
+        positive = (group[:, None] == self.gather(group)) | (text[:, None] == self.gather(text))
+        everyone = self.gather(images), self.gather(texts)
+        return contrastive_nats(self.module, images, texts, *everyone, positive, self.objective)
 
+    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Recall at 1 both ways among all pairs, and nats a pair among `SCORED_ROWS` of them (`loss`)."""
         images, texts, group, text, _ = self.features(batches)
@@ -195,10 +195,11 @@ def contrastive_nats(
         all_images, all_texts: those `(N, P)` among which they are.
         positive: `(B, N)` bool, whether a text belongs to a row's picture, and a picture to its text.
     """
-    by_image = module.logits(images, all_texts)
+    with torch.autocast(images.device.type, enabled=False):
+        by_image = module.logits(images, all_texts)
+        by_text = by_image.T if all_texts is texts else module.logits(all_images, texts).T
     if objective == "siglip":
         return -F.logsigmoid(torch.where(positive, by_image, -by_image)).sum(1)
-    by_text = by_image.T if all_texts is texts else module.logits(all_images, texts).T
     wanted = positive.float() / positive.sum(1, keepdim=True)
     return (F.cross_entropy(by_image, wanted, reduction="none") + F.cross_entropy(by_text, wanted, reduction="none")) / 2
 
