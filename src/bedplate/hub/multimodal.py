@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-KINDS: Mapping[str, str] = MappingProxyType({})
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "clip": "bedplate.hub.clip_model",
+        "bedplate_clip": "bedplate.hub.clip_model",
+    }
+)
 """`model_type` in a config file -> the module whose `load_directory(directory, device, dtype)` reads it."""
 
 
