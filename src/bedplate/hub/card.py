@@ -45,6 +45,11 @@ IMAGES = {
         'model.embed("photo.jpg").shape',
         "A masked autoencoder of pictures of {}x{} pixels",
     ),
+    "simclr": (
+        "image-feature-extraction",
+        'model.embed("photo.jpg").shape',
+        "An encoder of pictures of {}x{} pixels, learnt without labels",
+    ),
     "classify_images": (
         "image-classification",
         'model.predict("photo.jpg")[0]',
