@@ -81,8 +81,8 @@ def _zero_shot(
 ) -> dict[str, Any]:
     if images.labels is None:
         raise InputError(
-            f"{images.images[0].where}: the pictures have no labels; give a folder for each label, or name their column "
-            "by label"
+            f"{images.images[0].where}: the pictures have no labels; give a folder for each label, or name their "
+            "column by label"
         )
     words = read_labels(labels if labels is not None else {name: name for name in images.classes})
     names = list(words)

@@ -110,7 +110,7 @@ class ContrastObjectiveRecipe(Strict):
 
     loss: Literal["infonce", "siglip"] = "infonce"
     """infonce: which text of the batch is a picture's, and the reverse (CLIP); siglip: whether each pair is one"""
-    templates: Annotated[list[str], Field(min_length=1)] = ["{}"]
+    templates: list[str] = Field(default_factory=lambda: ["{}"], min_length=1)
     """sentences with {} where the text belongs, one of which is drawn for each; held-out texts stand in the first"""
 
     @field_validator("templates")
@@ -138,10 +138,13 @@ class ContrastRecipe(PictureRecipe):
             if name := next(iter(_given(m, ("text", "image"))), None) or _first_given(m):
                 raise ValueError(f"base={self.base} brings its own network; leave model.{name} out, or base")
             return self
-        for part, base, free in (("text", m.text_base, ("context", "pooling")), ("image", m.image_base, ("image_size",))):
+        for part, base, free in (
+            ("text", m.text_base, ("context", "pooling")),
+            ("image", m.image_base, ("image_size",)),
+        ):
             if base is not None and (name := next(iter(_given(getattr(m, part), free)), None)):
                 raise ValueError(
-                    f"model.{part}_base={base} brings its own tower; leave model.{part}.{name} out, or model.{part}_base"
+                    f"model.{part}_base={base} brings its own tower; leave model.{part}.{name} out, or that base"
                 )
         if m.dropout and m.text_base and m.image_base:
             raise ValueError("model.dropout is for towers without a base; leave it out")
@@ -166,11 +169,11 @@ class ContrastRecipe(PictureRecipe):
 def _given(part: Strict, free: tuple[str, ...]) -> list[str]:
     """The keys that have another value than their default, without those that are free."""
     default = type(part)()
-    return [name for name in type(part).model_fields if name not in free and getattr(part, name) != getattr(default, name)]
+    return [
+        name for name in type(part).model_fields if name not in free and getattr(part, name) != getattr(default, name)
+    ]
 
 
 def _first_given(model: ContrastModelRecipe) -> str | None:
     """The first key of a tower that has another value than its default."""
-    return next(
-        (f"{part}.{name}" for part in ("text", "image") for name in _given(getattr(model, part), ())), None
-    )
+    return next((f"{part}.{name}" for part in ("text", "image") for name in _given(getattr(model, part), ())), None)
