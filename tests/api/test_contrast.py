@@ -130,14 +130,16 @@ def test_the_model_is_used_and_measured(trained: dict[str, Any], split: tuple[Pa
 def test_a_batch_in_parts_is_the_same_run(make: Make, tmp_path: Path, split: tuple[Path, Path]) -> None:
     data, few = {"path": str(split[0]), "val_path": str(split[1])}, {"steps": 4, "ema": 0.5}
     augment = {"crop_scale": [0.5, 1.0], "colour": 0.3}
-    for name, more in (("whole", {}), ("parts", {"micro_batch_size": 5})):
+    for name, more in (("whole", {}), ("parts", {"micro_batch_size": 4})):
         bedplate.pretrain(make(tmp_path / name, data=data, train=few | more, augment=augment))
     whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts"))
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+    for name, weight in whole.items():
+        if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam follows what rounding leaves
+            torch.testing.assert_close(parts[name], weight, rtol=0, atol=1e-4, msg=name)
     rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
     for one, other in zip(*rows, strict=True):
-        for key in ("loss", "val_loss", "gradient_norm"):
-            assert one.get(key) == pytest.approx(other.get(key), rel=1e-4)
+        for key in {"loss", "val_loss", "gradient_norm"} & one.keys():
+            assert one[key] == pytest.approx(other[key], rel=1e-4), key
 
 
 def test_a_run_goes_on_from_a_checkpoint(make: Make, tmp_path: Path) -> None:
@@ -148,9 +150,7 @@ def test_a_run_goes_on_from_a_checkpoint(make: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the run began with model="):
         bedplate.pretrain(make(tmp_path / "parts", train=few, model={"projection_dim": 8}, **options), resume=True)
     bedplate.pretrain(make(tmp_path / "again", train=few, schedule={"decay": 0, "warmup": 0}, **options))
-    bedplate.pretrain(
-        make(tmp_path / "parts", train=few, schedule={"decay": 0, "warmup": 0}, **options), resume=True
-    )
+    bedplate.pretrain(make(tmp_path / "parts", train=few, schedule={"decay": 0, "warmup": 0}, **options), resume=True)
     again, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("again", "parts"))
     torch.testing.assert_close(parts, again, rtol=0, atol=0)
 
@@ -187,7 +187,7 @@ def test_towers_and_models_that_were_trained_before(
         ({"model": {"text": {"hidden_size": 10, "num_attention_heads": 3}}}, "model.text.hidden_size=10 is not a"),
         ({"data": {"caption": "x"}}, "unknown key 'data.caption'"),
         ({"objective": {"loss": "triplet"}}, "objective.loss: input should be 'infonce' or 'siglip'"),
-        ({"data": {"text": "colour"}}, "none of 48 pictures has a text"),
+        ({"data": {"path": "nowhere"}}, "nowhere: no such file or folder"),
         ({"model": {"text_base": "zoo:vision-mini", "text": {}}}, "is no model of text with a tokenizer"),
     ],
 )
