@@ -104,6 +104,9 @@ def command(
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "unit" in result:
+        _print_zero_shot(result)
+        return
     if "tokens" not in result and "sequence_length" not in result and not result.get("baselines"):
         _print_pictures(result)
         return
@@ -122,6 +125,20 @@ def command(
 def _print_pictures(result: dict[str, Any]) -> None:
     """How many pictures were scored, and of a classifier which labels were taken for which."""
     print(f"{result['n']:,} pictures")
+    if "confusion" in result:
+        _print_confusion(result)
+
+
+def _print_zero_shot(result: dict[str, Any]) -> None:
+    """What guessing reaches, and what was scored."""
+    for name, values in result["baselines"].items():
+        for metric, share in values.items():
+            print(f"{metric} of {name}: {share['value']:.4f}")
+    print(f"{result['n']:,} {result['unit']}")
+    for what, count in result["data"]["dropped"].items():
+        print(f"left out: {count:,} {what}")
+    for broken in result["data"]["broken"]:
+        print(f"left out: {broken}")
     if "confusion" in result:
         _print_confusion(result)
 

@@ -55,6 +55,11 @@ IMAGES = {
         'model.predict("photo.jpg")[0]',
         "A classifier of pictures of {}x{} pixels",
     ),
+    "contrast": (
+        "zero-shot-image-classification",
+        'model.predict("photo.jpg", labels="cat,dog,pizza")[0]',
+        "A CLIP, which puts texts and pictures of {}x{} pixels into one space",
+    ),
     "detect": (
         "object-detection",
         'model.predict("photo.jpg")[0]',

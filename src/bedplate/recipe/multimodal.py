@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from bedplate.recipe.contrast import ContrastRecipe
 from bedplate.recipe.pictures import PictureRecipe
 
-RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({})
+RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({"contrast": ContrastRecipe})
 """`task` -> the kind of recipe that has it."""
