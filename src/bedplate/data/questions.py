@@ -174,21 +174,26 @@ def _tables(names: Iterable[str]) -> list[str]:
     return [name for name in names if (kind_of(name) or ("",))[0] != "txt"]
 
 
-def majority_baseline(asked: Asked, learnt: Asked | None = None) -> dict[str, float]:
-    """The share of questions that someone gets right who sees no picture, of each kind and of "all".
+def majority_answers(asked: Asked, learnt: Asked | None = None) -> list[str]:
+    """What someone answers who sees no picture, to each question in order: the most frequent answer.
 
-    They give the answer that is most frequent: of the kind in `asked` itself, or, where they have learnt from other
-    questions, to these exact words there, else of the kind, else of all.
+    That is the most frequent of the kind in `asked` itself, or, where they have learnt from other questions, to these
+    exact words there, else of the kind, else of all.
     """
     counts: dict[tuple[str, ...], Counter[str]] = {}
     for question in _each(learnt or asked):
         for key in _keys(question, learnt is not None):
             counts.setdefault(key, Counter())[question.answers[0]] += 1
+    best = {key: count.most_common(1)[0][0] for key, count in counts.items()}
+    return [next(best[key] for key in _keys(each, learnt is not None) if key in best) for each in _each(asked)]
+
+
+def majority_baseline(asked: Asked, learnt: Asked | None = None) -> dict[str, float]:
+    """The share of questions that `majority_answers` gets right, of each kind and of "all"."""
     right: dict[str, list[bool]] = {}
-    for question in _each(asked):
-        known = next(counts[key] for key in _keys(question, learnt is not None) if key in counts)
+    for question, answer in zip(_each(asked), majority_answers(asked, learnt), strict=True):
         for kind in (question.kind, "all"):
-            right.setdefault(kind, []).append(known.most_common(1)[0][0] in question.answers)
+            right.setdefault(kind, []).append(answer in question.answers)
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
