@@ -119,6 +119,8 @@ def test_a_folder_of_questions_and_captions(root: Path) -> None:
     write_rows(root / "x" / "captions.jsonl", [{"image": "../a.png", "caption": c} for c in ("a cat", "one cat")])
     caption = Question("", ("a cat", "one cat"), "caption")
     assert by_name(read_questions(root / "x")) == {**EXPECTED, "a": (*EXPECTED["a"], caption)}
+    named = {**EXPECTED, "a": (*EXPECTED["a"], caption)}
+    assert by_name(read_questions(root / "x", question="question", answer="answer", kind="kind")) == named
     parts = [read_questions(root / "x" / f"{name}.jsonl") for name in ("questions", "captions")]
     assert by_name(join(parts)) == by_name(read_questions(root / "x"))
 

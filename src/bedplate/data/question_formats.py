@@ -122,6 +122,8 @@ def _json(file: Path) -> Any:
 
 
 def _read_table(name: str, columns: Columns) -> Asked:
+    if Path(name).stem == "captions":
+        columns = columns._replace(question=None, answer=None, kind=None)  # what is named is of the questions beside
     guessed = _guessed(name, columns)
     if guessed is None:
         return _read_captions(name, columns)
