@@ -160,6 +160,7 @@ def test_own_stickers_of_no_colour_are_asked_for_by_name() -> None:
 
     mine = [flag("France", "blue", "white", "red"), flag("Italy", "green", "white", "red"), flag("sky", "blue")]
     assert [colour_of(each.image) for each in mine] == [None, None, "blue"]
+    assert Thing("blue sky", "blue").label == "blue sky" == Thing("sky", "blue").label
     kinds = Counter[str]()
     for scene in ask_scenes(mine, 60, 2):
         kinds.update(each.kind for each in scene["questions"])
