@@ -40,8 +40,8 @@ WORDS = {
 """How each kind is asked: in one of these ways, at random."""
 TRIES = 8
 """Scenes that are tried until one has room for all its things; the last is taken as it is."""
-ASKED = ("how_many", "what", "colour", "yes_no", "yes_no", "relation", "relation")
-"""What is tried once for each scene."""
+ASKED = ("how_many", "what", "colour", "relation", "relation")
+"""What is tried once for each scene, beside a question that is answered yes and one that is answered no."""
 
 
 class Thing(NamedTuple):
@@ -161,6 +161,8 @@ class _World:
         things = [self._labels[scene["names"][number]] for number in scene["classes"].tolist()]
         seen = Seen(things, scene["boxes"], GAP * min(self._layout.size))
         asked = [self._ask(draw, kind, seen, described) for kind in ASKED]
+        first = bool(draw.random() < 0.5)
+        asked += [self._whether(draw, seen, answer) for answer in (first, not first)]
         questions = list({each.text: each for each in asked if each}.values())
         return AskedScene(scene=scene, things=things, questions=questions, caption=caption(things))
 
@@ -198,13 +200,15 @@ class _World:
             only = [thing for thing in seen.things if thing.colour and names.count(thing.name) == 1]
             thing = _any(draw, only) if only else None
             return Question(_said(draw, kind, thing.name), (str(thing.colour),), kind) if thing else None
-        if kind == "relation":
-            return _beside(draw, seen)
-        return _whether(draw, seen) if draw.random() < 0.5 else self._there(draw, seen)
+        return _beside(draw, seen)
 
-    def _there(self, draw: np.random.Generator, seen: Seen) -> Question | None:
+    def _whether(self, draw: np.random.Generator, seen: Seen, answer: bool) -> Question | None:
+        """A question to which this is the answer: of where a thing is, or whether it is there."""
+        related = _related(draw, seen, answer) if draw.random() < 0.5 else None
+        return related or self._there(draw, seen, answer)
+
+    def _there(self, draw: np.random.Generator, seen: Seen, answer: bool) -> Question | None:
         """Whether something is there. What is not may be a name and a colour that are, but not of one thing."""
-        answer = draw.random() < 0.5
         said = [each for each in self._descriptions(draw) if _seen(seen.things, each) == answer]
         near = [
             each
@@ -221,9 +225,9 @@ class _World:
         return Question(_said(draw, "yes_no", _one(_any(draw, said))), ("yes" if answer else "no",), "yes_no")
 
 
-def _whether(draw: np.random.Generator, seen: Seen) -> Question | None:
+def _related(draw: np.random.Generator, seen: Seen, answer: bool) -> Question | None:
     """Whether a thing lies on a side of another, of two that lie so or the other way round."""
-    answer, side = draw.random() < 0.5, _any(draw, list(SAYS))
+    side = _any(draw, list(SAYS))
     unique = seen.unique()
     pairs = [(one, other) for one in unique for other in unique if seen.relates(one[0], side, other[0])]
     if not pairs:
