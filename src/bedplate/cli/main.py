@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from bedplate import __version__
 from bedplate.cli import (
+    ask,
+    caption,
     doctor,
     evaluate,
     finetune,
@@ -83,6 +85,8 @@ for _name, _verb in {
     "finetune": finetune,
     "transfer": transfer,
     "predict": predict,
+    "caption": caption,
+    "ask": ask,
     "generate": generate,
     "evaluate": evaluate,
     "tokenizer": tokenizer,

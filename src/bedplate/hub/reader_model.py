@@ -135,17 +135,13 @@ class ReaderModel(MultimodalModel):
             seen = self.processor.normalize(pixels).to(next(self.module.parameters()).dtype)
             rows = [row for row, each in enumerate(prompts[first : first + batch_size]) for _ in each]
             here = [prompt for each in prompts[first : first + batch_size] for prompt in each]
-            found += written(
-                self.module, self.tokenizer, seen, rows, here, max_new_tokens=most, scored=True, **search
-            )
+            found += written(self.module, self.tokenizer, seen, rows, here, max_new_tokens=most, scored=True, **search)
         texts = self.tokenizer.decode_batch([ids for ids, _ in found])
         scores = torch.tensor([logs for _, logs in found]).exp().tolist()
         return [{"text": text.strip(), "score": score} for text, score in zip(texts, scores, strict=True)]
 
 
-def load_directory(
-    directory: Path, device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> ReaderModel:
+def load_directory(directory: Path, device: str | torch.device | None, dtype: str | torch.dtype | None) -> ReaderModel:
     """The reader in a model directory; see `hub.load.load`.
 
     Raises:

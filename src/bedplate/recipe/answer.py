@@ -128,8 +128,9 @@ class AnswerRecipe(PictureRecipe):
                 if getattr(self, key) is not None:
                     raise ValueError(f"base={self.base} is a whole reader; leave {key} out, or base")
         for section, bases, own in (
-            ("model.vision", ("base", "vision_base"), _changed(self.model.vision) - {"image_size"}),
-            ("model.language", ("base", "text_base"), _changed(self.model.language) - {"context"}),
+            ("model.vision", ("base",), _changed(self.model.vision)),
+            ("model.vision", ("vision_base",), _changed(self.model.vision) - {"image_size"}),
+            ("model.language", ("base", "text_base"), _changed(self.model.language)),
             ("tokenizer", ("base", "text_base"), _changed(self.tokenizer)),
         ):
             base = next((name for name in bases if getattr(self, name) is not None), None)
@@ -141,7 +142,9 @@ class AnswerRecipe(PictureRecipe):
         if self.base is not None and self.model.connector != "linear":
             raise ValueError(f"base={self.base} brings its own network; leave model.connector out, or base")
         if self.model.freeze_vision and self.base is None and self.vision_base is None:
-            raise ValueError("model.freeze_vision keeps what a base has learnt; give vision_base or base, or leave it out")
+            raise ValueError(
+                "model.freeze_vision keeps what a base has learnt; give vision_base or base, or leave it out"
+            )
         return self
 
 

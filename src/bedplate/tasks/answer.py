@@ -14,7 +14,7 @@ from torch import Tensor
 from bedplate.data.question_loader import prompt_ids
 from bedplate.data.questions import Question
 from bedplate.data.tokenizer import end_of_text_id
-from bedplate.metrics.answers import is_right
+from bedplate.metrics.answers import guesses, is_right
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.metrics.proportion import proportion
 from bedplate.models.reader import Reader, answered
@@ -23,6 +23,7 @@ from bedplate.tasks import Batch
 from bedplate.tasks.pixels import normalize
 
 TOKENS = 16384  # of pictures and texts whose keys and values are held at one time
+OTHER = "other"  # kind of questions that have none
 Metrics = dict[str, dict[str, float]]
 
 
@@ -90,11 +91,7 @@ class Answer:
 
     def evaluate(self, batches: Iterable[Batch]) -> Metrics:
         """Share of questions that are answered right (`accuracy`), and nats a token of the answers (`loss`)."""
-        rows = self.answers(batches)
-        return {
-            "accuracy": proportion([row.right for row in rows]),
-            "loss": ratio_interval([row.nats for row in rows], [row.tokens for row in rows]),
-        }
+        return measured(self.answers(batches))
 
     @torch.no_grad()
     def answers(self, batches: Iterable[Batch]) -> list[Answered]:
@@ -120,9 +117,7 @@ class Answer:
         batch = {name: values.to(module.device) for name, values in batch.items()}
         pixels = normalize(batch["pixels"], self.mean, self.std)
         at, targets = answered(batch["targets"])
-        hidden = module.hidden(
-            pixels, batch["ids"], doc=batch["doc"], pos=batch["pos"], valid=batch["valid"], at=at
-        )
+        hidden = module.hidden(pixels, batch["ids"], doc=batch["doc"], pos=batch["pos"], valid=batch["valid"], at=at)
         logits = module.language.head(hidden).float()
         kept = targets != IGNORE
         doc = batch["doc"] if at is None else batch["doc"].gather(1, at)
@@ -222,11 +217,46 @@ def written(
     return found
 
 
-def by_kind(rows: Sequence[Answered], questions: Sequence[Sequence[Question]]) -> Metrics:
-    """The share that is right of each kind of question, in the order of their names; {} where there is one kind."""
-    kinds = [questions[row.picture][row.number].kind for row in rows]
-    right = np.array([row.right for row in rows])
-    names = sorted(set(kinds))
-    if len(names) < 2:
-        return {}
-    return {name or "other": proportion(right[[kind == name for kind in kinds]]) for name in names}
+def score(
+    rows: Sequence[Answered],
+    questions: Sequence[Sequence[Question]],
+    learnt: Sequence[Question] | None = None,
+) -> dict[str, Any]:
+    """How good answers are, all together and by kind, beside what is right without looking.
+
+    Args:
+        questions: of each picture that `rows` speak of.
+        learnt: questions that were trained on, from which guesses are made; without them from the other pictures'.
+
+    Returns:
+        {"metrics": {"accuracy", "loss"}, "baselines": {"majority", "question"}: each {"accuracy"}, "kinds": {name:
+        {"accuracy", "majority", "question"}}}: `majority` is the most frequent answer, `question` the most frequent one
+        to the same question.
+    """
+    asked = [questions[row.picture][row.number] for row in rows]
+    texts, answers, owners = [q.text for q in asked], [q.answers[0] for q in asked], [row.picture for row in rows]
+    known = None if learnt is None else [(q.text, q.answers[0]) for q in learnt]
+    blind = {
+        "majority": guesses([""] * len(rows), answers, owners, known and [("", answer) for _, answer in known]),
+        "question": guesses(texts, answers, owners, known),
+    }
+    right = {"accuracy": np.array([row.right for row in rows])}
+    for name, guessed in blind.items():
+        right[name] = np.array([is_right(text, q.answers) for text, q in zip(guessed, asked, strict=True)])
+    kinds = np.array([q.kind or OTHER for q in asked])
+    return {
+        "metrics": measured(rows),
+        "baselines": {name: {"accuracy": proportion(right[name])} for name in blind},
+        "kinds": {
+            kind: {name: proportion(hits[kinds == kind]) for name, hits in right.items()}
+            for kind in sorted(set(kinds.tolist()))
+        },
+    }
+
+
+def measured(rows: Sequence[Answered]) -> Metrics:
+    """{"accuracy", "loss"}: the share that is right, and nats a token of the answers."""
+    return {
+        "accuracy": proportion([row.right for row in rows]),
+        "loss": ratio_interval([row.nats for row in rows], [row.tokens for row in rows]),
+    }
