@@ -9,7 +9,7 @@ from typing import Any
 from bedplate.data.pairs import read_pairs
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.question_loader import QuestionEvalLoader, within
-from bedplate.data.questions import captions, read_questions
+from bedplate.data.questions import Asked, captions, read_questions
 from bedplate.errors import InputError
 from bedplate.hub.reader_model import ReaderModel
 from bedplate.tasks.answer import Answer, score
@@ -45,11 +45,11 @@ def measure_reader(
             model.module, model.tokenizer, asked.questions, its.mean, its.std, max_new_tokens=model.max_new_tokens
         )
         rows = task.answers(batches)
-    found = score(rows, asked.questions)
+    found = score(rows, asked)
     return {"n": len(rows), "pictures": len(asked), **found, "dropped": dict(asked.dropped), "broken": store.broken}
 
 
-def _read(data: Sequence[str], column: str | None, label: str | None) -> Any:
+def _read(data: Sequence[str], column: str | None, label: str | None) -> Asked:
     """Questions, or else captions.
 
     Raises:

@@ -265,8 +265,8 @@ class AnswerRun(PictureRun[AnswerRecipe]):
             return
         questions = self.asked[name]
         rows = self._task(questions).answers(self.loaders[name])
-        learnt = [question for each in self.asked["train"] for question in each]
-        self.scored = {"on": name, **score(rows, questions, learnt), "shown": shown(rows, questions)}
+        found = score(rows, self.parts[name], self.parts["train"])
+        self.scored = {"on": name, **found, "shown": shown(rows, questions)}
         if self.ranks.is_main:
             write_whole(self.out / "scored.json", json.dumps(self.scored, indent=2, ensure_ascii=False))
 
@@ -286,7 +286,8 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         if self.scored:
             by_kind = {f"{kind} accuracy": values["accuracy"] for kind, values in self.scored["kinds"].items()}
             blind = {f"{name} accuracy": values["accuracy"] for name, values in self.scored["baselines"].items()}
-            metrics = self.scored["metrics"] | (by_kind if len(by_kind) > 1 else {}) | blind
+            captioned = {f"caption {name}": metric for name, metric in self.scored.get("captions", {}).items()}
+            metrics = self.scored["metrics"] | captioned | (by_kind if len(by_kind) > 1 else {}) | blind
             if self.scored["on"] == "test":
                 record["test"] = {"metrics": metrics}
             else:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-BLIND = {"majority": "always the most frequent answer", "question": "the most frequent answer to the same question"}
+BLIND = {
+    "majority": "the most frequent answer of the kind",
+    "question": "the most frequent answer to the same question",
+}
 
 
 def print_answers(result: Mapping[str, Any]) -> None:

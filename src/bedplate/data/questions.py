@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -172,3 +172,35 @@ def read_questions(
 
 def _tables(names: Iterable[str]) -> list[str]:
     return [name for name in names if (kind_of(name) or ("",))[0] != "txt"]
+
+
+def majority_answers(asked: Asked, learnt: Asked | None = None) -> list[str]:
+    """What someone answers who sees no picture, to each question in order: the most frequent answer.
+
+    That is the most frequent of the kind in `asked` itself, or, where they have learnt from other questions, to these
+    exact words there, else of the kind, else of all.
+    """
+    counts: dict[tuple[str, ...], Counter[str]] = {}
+    for question in _each(learnt or asked):
+        for key in _keys(question, learnt is not None):
+            counts.setdefault(key, Counter())[question.answers[0]] += 1
+    best = {key: count.most_common(1)[0][0] for key, count in counts.items()}
+    return [next(best[key] for key in _keys(each, learnt is not None) if key in best) for each in _each(asked)]
+
+
+def majority_baseline(asked: Asked, learnt: Asked | None = None) -> dict[str, float]:
+    """The share of questions that `majority_answers` gets right, of each kind and of "all"."""
+    right: dict[str, list[bool]] = {}
+    for question, answer in zip(_each(asked), majority_answers(asked, learnt), strict=True):
+        for kind in (question.kind, "all"):
+            right.setdefault(kind, []).append(answer in question.answers)
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+
+
+def _each(asked: Asked) -> Iterator[Question]:
+    return (question for several in asked.questions for question in several)
+
+
+def _keys(question: Question, by_words: bool) -> list[tuple[str, ...]]:
+    """What an answer may be known for, the nearest first."""
+    return [*([(question.kind, question.text)] if by_words else []), (question.kind,), ()]

@@ -10,9 +10,9 @@ from bedplate.report.adapt import INTERVAL, Sections, curves, data_section, with
 from bedplate.report.page import run_report, table, text
 
 BLIND = (
-    "Two columns say what is right without looking at a picture: the most frequent answer of all that was learnt "
-    "(majority), and the most frequent answer to the same question (question alone). What a reader is above them comes "
-    "from the pictures."
+    "Two columns say what is right without looking at a picture: the most frequent answer of the kind (majority), and "
+    "the most frequent answer to the same question (question alone). What a reader is above them comes from the "
+    "pictures."
 )
 CHANCE = "Drawn by chance, each kind of question in its turn."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,11 +13,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from bedplate.data.question_loader import prompt_ids
-from bedplate.data.questions import Question
+from bedplate.data.questions import Asked, Question, majority_answers
 from bedplate.data.tokenizer import end_of_text_id
-from bedplate.metrics.answers import guesses, is_right
+from bedplate.metrics.answers import normal_answer
+from bedplate.metrics.blind import question_alone
+from bedplate.metrics.captions import bleu, cider_d, exact_match
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.metrics.proportion import proportion
+from bedplate.metrics.rouge import rouge
 from bedplate.models.reader import Reader, answered
 from bedplate.nn.heads import IGNORE, cross_entropy_by_token
 from bedplate.tasks import Batch
@@ -217,34 +221,35 @@ def written(
     return found
 
 
-def score(
-    rows: Sequence[Answered],
-    questions: Sequence[Sequence[Question]],
-    learnt: Sequence[Question] | None = None,
-) -> dict[str, Any]:
+def score(rows: Sequence[Answered], asked: Asked, learnt: Asked | None = None) -> dict[str, Any]:
     """How good answers are, all together and by kind, beside what is right without looking.
 
     Args:
-        questions: of each picture that `rows` speak of.
-        learnt: questions that were trained on, from which guesses are made; without them from the other pictures'.
+        rows: answers to all questions of those pictures of `asked` that they speak of.
+        learnt: what was trained on, from which the answer to a question alone is known; without it from the other
+            pictures, see `metrics.blind`.
 
     Returns:
         {"metrics": {"accuracy", "loss"}, "baselines": {"majority", "question"}: each {"accuracy"}, "kinds": {name:
-        {"accuracy", "majority", "question"}}}: `majority` is the most frequent answer, `question` the most frequent one
-        to the same question.
+        {"accuracy", "majority", "question"}}}: `majority` is the most frequent answer of the kind, `question` the most
+        frequent one to the same question. Of captions also "captions": {"exact_match", "bleu_4", "cider_d", and with
+        the library `rouge-score` "rouge_l"}.
     """
-    asked = [questions[row.picture][row.number] for row in rows]
-    texts, answers, owners = [q.text for q in asked], [q.answers[0] for q in asked], [row.picture for row in rows]
-    known = None if learnt is None else [(q.text, q.answers[0]) for q in learnt]
+    rows = sorted(rows, key=lambda row: (row.picture, row.number))
+    asked_of = asked.select(sorted({row.picture for row in rows}))
+    questions = [asked.questions[row.picture][row.number] for row in rows]
+    known = None if learnt is None else [(q.text, q.answers[0]) for each in learnt.questions for q in each]
     blind = {
-        "majority": guesses([""] * len(rows), answers, owners, known and [("", answer) for _, answer in known]),
-        "question": guesses(texts, answers, owners, known),
+        "majority": majority_answers(asked_of),
+        "question": question_alone(
+            [q.text for q in questions], [q.answers[0] for q in questions], [row.picture for row in rows], known
+        ),
     }
     right = {"accuracy": np.array([row.right for row in rows])}
     for name, guessed in blind.items():
-        right[name] = np.array([is_right(text, q.answers) for text, q in zip(guessed, asked, strict=True)])
-    kinds = np.array([q.kind or OTHER for q in asked])
-    return {
+        right[name] = np.array([is_right(text, q.answers) for text, q in zip(guessed, questions, strict=True)])
+    kinds = np.array([q.kind or OTHER for q in questions])
+    found = {
         "metrics": measured(rows),
         "baselines": {name: {"accuracy": proportion(right[name])} for name in blind},
         "kinds": {
@@ -252,6 +257,8 @@ def score(
             for kind in sorted(set(kinds.tolist()))
         },
     }
+    captioned = [(row.text, q.answers) for row, q in zip(rows, questions, strict=True) if not q.text]
+    return found | ({"captions": of_captions(*zip(*captioned, strict=True))} if captioned else {})
 
 
 def measured(rows: Sequence[Answered]) -> Metrics:
@@ -260,3 +267,20 @@ def measured(rows: Sequence[Answered]) -> Metrics:
         "accuracy": proportion([row.right for row in rows]),
         "loss": ratio_interval([row.nats for row in rows], [row.tokens for row in rows]),
     }
+
+
+def of_captions(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Metrics:
+    """How near captions are to those that people wrote; see `metrics.captions` and `metrics.rouge`."""
+    found = {
+        "exact_match": exact_match(texts, references),
+        "bleu_4": bleu(texts, references),
+        "cider_d": cider_d(texts, references),
+    }
+    if find_spec("rouge_score"):  # of the extra `eval`
+        found["rouge_l"] = rouge(texts, references)["rougeL"]
+    return found
+
+
+def is_right(answer: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer is one of those that are accepted, as `metrics.answers.normal_answer` compares them."""
+    return normal_answer(answer) in map(normal_answer, accepted)
