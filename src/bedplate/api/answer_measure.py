@@ -6,10 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from bedplate.data.pairs import read_pairs
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.question_loader import QuestionEvalLoader, within
-from bedplate.data.questions import Asked, captions, read_questions
+from bedplate.data.questions import read_questions
 from bedplate.errors import InputError
 from bedplate.hub.reader_model import ReaderModel
 from bedplate.tasks.answer import Answer, score
@@ -20,7 +19,7 @@ ROWS = 32  # pictures at one time
 def measure_reader(
     model: ReaderModel, data: Sequence[str], *, column: str | None, label: str | None, **options: Any
 ) -> dict[str, Any]:
-    """Answer the questions in `data`, or caption its pictures where there are no questions.
+    """Answer the questions in `data`, and caption its pictures, whatever there is.
 
     Args:
         column: of the picture or its path (default: guessed).
@@ -31,11 +30,11 @@ def measure_reader(
         `tasks.answer.score`.
 
     Raises:
-        InputError: an option that a reader does not have, or no questions and no captions.
+        InputError: an option that a reader does not have, or no questions.
     """
     if options:
         raise InputError(f"{next(iter(options))} is no option of a reader; it is measured on data, column and label")
-    asked = _read(data, column, label)
+    asked = read_questions(list(data), column, answer=label)
     asked = within(asked, model.tokenizer, model.module.config.context)
     with tempfile.TemporaryDirectory() as scratch:
         store = PixelStore(asked, model.processor.size, model.processor.fit, scratch, 1)
@@ -47,18 +46,3 @@ def measure_reader(
         rows = task.answers(batches)
     found = score(rows, asked)
     return {"n": len(rows), "pictures": len(asked), **found, "dropped": dict(asked.dropped), "broken": store.broken}
-
-
-def _read(data: Sequence[str], column: str | None, label: str | None) -> Asked:
-    """Questions, or else captions.
-
-    Raises:
-        InputError: what reading questions raises, where there are no captions either.
-    """
-    try:
-        return read_questions(list(data), column, answer=label)
-    except InputError as error:
-        try:
-            return captions(read_pairs(list(data), column, label))
-        except InputError:
-            raise error from None

@@ -18,9 +18,8 @@ from bedplate.api.vision_classify import said
 from bedplate.api.vision_run import trunk_config
 from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import same_images
-from bedplate.data.pairs import read_pairs
 from bedplate.data.question_loader import QuestionEvalLoader, QuestionLoader, answer_ids, within
-from bedplate.data.questions import Asked, captions, join, read_questions
+from bedplate.data.questions import Asked, read_questions
 from bedplate.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.load import load
@@ -160,18 +159,11 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         data, seed = self.recipe.data, self.recipe.seed
         columns = {"image": data.image, "question": data.question, "answer": data.answer, "kind": data.kind}
 
-        def read(paths: Sequence[str], *, as_captions: bool) -> Asked:
-            if as_captions:
-                return captions(read_pairs(list(paths), data.image, data.caption))
-            return read_questions(list(paths), **columns)
-
-        found = [read(data.path, as_captions=False)] if data.path else []
-        found += [read(data.captions, as_captions=True)] if data.captions else []
-        whole = train = join(found)
+        whole = train = read_questions(data.path, **columns)
         parts: dict[str, Asked] = {}
         for name, paths in (("test", data.test_path), ("val", data.val_path)):
             if paths:
-                parts[name] = read(paths, as_captions=not data.path)
+                parts[name] = read_questions(paths, **columns)
         same = 0
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = train.split(data.val_fraction, seed)
@@ -243,7 +235,7 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         return read_as(AnswerRecipe, path)
 
     def settled(self, recipe: AnswerRecipe) -> dict[str, Any]:
-        apart = {"path", "val_path", "test_path", "captions", "workers", "cache"}
+        apart = {"path", "val_path", "test_path", "workers", "cache"}
         return {
             "seed": recipe.seed,
             "base": recipe.base,

@@ -47,10 +47,9 @@ def _ranked(counts: Mapping[str, int]) -> Ranked:
 
 def _most(ranked: Ranked, without: Mapping[str, int]) -> str:
     """The most frequent answer where some of them are not counted; "" where none is left."""
-    best, most = "", 0
+    left: Ranked = []
     for answer, count in ranked:
-        if count - without.get(answer, 0) > most:
-            best, most = answer, count - without.get(answer, 0)
+        left.append((answer, count - without.get(answer, 0)))
         if answer not in without:
             break  # those behind it are no more frequent
-    return best
+    return next((answer for answer, count in _ranked(dict(left)) if count > 0), "")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
 from bedplate.recipe.schema import Count, Positive, Share, Strict, TokenizerRecipe
@@ -64,13 +63,11 @@ class ReaderTokenizerRecipe(TokenizerRecipe):
 
 
 class AnswerDataRecipe(PictureDataRecipe):
-    """Pictures with questions and answers, pictures with captions, or both."""
+    """Pictures with questions and their answers, or with captions, or both."""
 
-    path: list[str] = Field(default_factory=list)
-    """questions: a csv, jsonl, parquet, easy-vqa's folder, VQA v2's JSON; a string or a list"""
-    captions: list[str] = Field(default_factory=list)
-    """pictures with texts, the first of which is learnt as the caption: WebDataset tar, csv, jsonl, parquet, a folder
-    with a .txt for each picture, COCO's captions"""
+    path: list[str]
+    """questions: csv, jsonl, parquet, easy-vqa's folder, VQA v2's JSON; captions: those that pairs of pictures and texts
+    are read from (WebDataset tar, COCO's captions, a folder with a .txt for each picture); a string or a list"""
     val_fraction: Share = 0.1
     """share of pictures held out, with all their questions"""
     image: str | None = None
@@ -78,18 +75,11 @@ class AnswerDataRecipe(PictureDataRecipe):
     question: str | None = None
     """column of the question (default: guessed)"""
     answer: str | None = None
-    """column of the answer, a string or a list of them (default: guessed)"""
+    """column of the answer, a string or a list of them, or of the caption (default: guessed)"""
     kind: str | None = None
     """column of the kind of question, for tables (default: guessed)"""
-    caption: str | None = None
-    """column or key of the caption in `captions` (default: guessed)"""
     questions_per_picture: Positive | None = 8
     """questions of a picture in one step, drawn anew each time (null: all)"""
-
-    @field_validator("captions", mode="before")
-    @classmethod
-    def _one_caption_file_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
 
 
 class AnswerAugmentRecipe(Strict):
@@ -121,8 +111,6 @@ class AnswerRecipe(PictureRecipe):
 
     @model_validator(mode="after")
     def _agrees(self) -> AnswerRecipe:
-        if not self.data.path and not self.data.captions:
-            raise ValueError("data.path and data.captions are both empty; give questions, captions, or both")
         if self.base is not None:
             for key in ("vision_base", "text_base"):
                 if getattr(self, key) is not None:

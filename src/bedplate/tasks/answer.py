@@ -206,7 +206,8 @@ def written(
     if options.get("num_beams", 1) == 1:
         options.setdefault("temperature", 0.0)
     longest = max(map(len, prompts), default=0)
-    each = max(1, TOKENS // ((module.config.picture + longest + max_new_tokens) * options.get("num_beams", 1)))
+    row = (module.config.picture + longest + max_new_tokens) * max(1, options.get("num_beams", 1))
+    each = max(1, TOKENS // row)
     for start in range(0, len(prompts), each):
         here, part = rows[start : start + each], list(prompts[start : start + each])
         shown, counts = torch.unique_consecutive(torch.tensor(here), return_counts=True)
