@@ -66,8 +66,8 @@ class AnswerDataRecipe(PictureDataRecipe):
     """Pictures with questions and their answers, or with captions, or both."""
 
     path: list[str]
-    """questions: csv, jsonl, parquet, easy-vqa's folder, VQA v2's JSON; captions: those that pairs of pictures and texts
-    are read from (WebDataset tar, COCO's captions, a folder with a .txt for each picture); a string or a list"""
+    """questions: csv, jsonl, parquet, easy-vqa's folder, VQA v2's JSON; captions: a WebDataset tar, COCO's captions, a
+    folder with a .txt for each picture; a string or a list"""
     val_fraction: Share = 0.1
     """share of pictures held out, with all their questions"""
     image: str | None = None
