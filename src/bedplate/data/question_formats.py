@@ -1,4 +1,4 @@
-"""How tables, easy-vqa and VQA v2 say which questions are about which picture."""
+"""How tables, easy-vqa and VQA v2 say which questions are about which picture; captions are read as pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from bedplate.data.image_files import files_below, is_picture, only_train
 from bedplate.data.image_refs import ImageRef, Spool
 from bedplate.data.image_tables import first_rows, picture_column, readable_at_random, row_picture
 from bedplate.data.labels import first_named, how_to_name, listed
-from bedplate.data.questions import Asked, Question
+from bedplate.data.pairs import TEXT_NAMES, read_pairs
+from bedplate.data.questions import Asked, Question, captions
 from bedplate.errors import InputError
 
 # Names under which published data sets keep questions, answers and their kinds, the clearest first.
@@ -78,11 +79,15 @@ def read_folder(root: Path, columns: Columns) -> list[Asked]:
         if chosen:
             parts = [read_file(str(root / file), columns) for file in only_train(chosen, dropped)]
             return [*parts, Asked([], [], dict(dropped))]
-    raise InputError(f"{root}: no questions in this folder; {WANTED}")
+    if not files:
+        raise InputError(f"{root}: no questions in this folder; {WANTED}")
+    return [_read_captions(str(root), columns)]
 
 
 def read_file(name: str, columns: Columns) -> Asked:
-    """The questions of a table (a file of this machine, a URL or an `hf:` id), or of a .json of a known form."""
+    """The questions of a table or archive (a file of this machine, a URL or an `hf:` id), or of a .json."""
+    if (sources.kind_of(name) or ("",))[0] == "tar":
+        return _read_captions(name, columns)
     if not name.lower().endswith(".json"):
         return _read_table(name, columns)
     content = _json(Path(name))
@@ -90,6 +95,8 @@ def read_file(name: str, columns: Columns) -> Asked:
         return _read_easy(Path(name), content)
     if isinstance(content, dict) and isinstance(content.get("questions"), list):
         return _read_vqa(Path(name), content)
+    if isinstance(content, dict) and isinstance(content.get("images"), list):
+        return _read_captions(name, columns)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         questions = _partner(Path(name), "questions")
         return _read_vqa(questions, _json(questions))
@@ -98,6 +105,10 @@ def read_file(name: str, columns: Columns) -> Asked:
 
 def _rows(name: str) -> bool:
     return (sources.kind_of(name) or ("",))[0] in ROWS
+
+
+def _read_captions(name: str, columns: Columns) -> Asked:
+    return captions(read_pairs(name, columns.image, columns.answer))
 
 
 def _json(file: Path) -> Any:
@@ -111,7 +122,12 @@ def _json(file: Path) -> Any:
 
 
 def _read_table(name: str, columns: Columns) -> Asked:
-    image, question, answer, kind = _guessed(name, columns)
+    if Path(name).stem == "captions":
+        columns = columns._replace(question=None, answer=None, kind=None)  # what is named is of the questions beside
+    guessed = _guessed(name, columns)
+    if guessed is None:
+        return _read_captions(name, columns)
+    image, question, answer, kind = guessed
     found, in_place = _Found(), readable_at_random(name)
     with Spool(name) as spool:
         for number, (source, row) in enumerate(sources.rows(name)):
@@ -138,25 +154,29 @@ def _read_table(name: str, columns: Columns) -> Asked:
         return found.asked(spool)
 
 
-def _guessed(name: str, columns: Columns) -> tuple[str, str, str, str | None]:
-    """The columns by the first rows."""
+def _guessed(name: str, columns: Columns) -> tuple[str, str, str, str | None] | None:
+    """The columns by the first rows; None where there is no question, but a text or an answer."""
     rows = first_rows(name)
     present = list(dict.fromkeys(key for row in rows for key in row))
     for wanted in columns:
         if wanted and wanted not in present:
             raise missing_column(name, wanted, present)
     image = picture_column(name, rows, columns.image, [each for each in columns[1:] if each])
-    found = {}
-    for key, known in (("question", QUESTION_NAMES), ("answer", ANSWER_NAMES)):
-        column = getattr(columns, key) or first_named(known, present, image)
+    question = columns.question or first_named(
+        QUESTION_NAMES, [each for each in present if each != columns.answer], image
+    )
+    answer = columns.answer or first_named(ANSWER_NAMES, [each for each in present if each != question], image)
+    if question is None and (columns.answer or first_named(TEXT_NAMES, present, image)):
+        return None
+    for key, column in (("question", question), ("answer", answer)):
         if column is None:
             raise InputError(
                 f"{name}: it is not clear which column holds the {key}s: present are {listed(present)}; "
                 f"{how_to_name(key)}"
             )
-        found[key] = column
-    kind = columns.kind or first_named(KIND_NAMES, [each for each in present if each not in found.values()], image)
-    return image, found["question"], found["answer"], kind
+    assert question and answer
+    others = [each for each in present if each not in (question, answer)]
+    return image, question, answer, columns.kind or first_named(KIND_NAMES, others, image)
 
 
 def _key(value: object) -> Hashable:

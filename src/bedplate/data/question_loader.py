@@ -107,9 +107,7 @@ class QuestionLoader(Shuffled):
     ) -> None:
         assert most is None or most > 0
         self._asked, self._most = _Rows(asked, tokenizer, store), most
-        super().__init__(
-            store.usable, lambda index: {"index": torch.from_numpy(index)}, batch_size, seed, rank, world_size
-        )
+        super().__init__(store.usable, self._asked, batch_size, seed, rank, world_size)
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size, L tokens of the longest row).
@@ -119,7 +117,7 @@ class QuestionLoader(Shuffled):
             where that is not part of an answer; `doc` int64, 1, 2, ... by question, never 0; `pos` int64, from 0 in
             each question; `valid` bool, False where a row is filled up. `index` int64 (B,) of the pictures.
         """
-        index = super().batch(step)["index"].numpy()
+        index = self.index(step)
         return self._asked(index, [self._drawn(step, picture) for picture in index.tolist()])
 
     def _drawn(self, step: int, picture: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from bedplate.data.image_files import hash_pictures
 from bedplate.data.image_refs import ImageRef, forget_files
 from bedplate.data.labels import split_indices
+from bedplate.data.pairs import Pairs
 from bedplate.data.remote import is_remote, location
 from bedplate.data.sources import Paths, kind_of, resolve, shown
 from bedplate.errors import InputError
@@ -75,23 +76,7 @@ class Asked:
         return hash_pictures(self.images, asked, "", cache_dir)
 
 
-class Captioned(Protocol):
-    """Pictures with texts, as `pairs.read_pairs` gives them."""
-
-    @property
-    def images(self) -> list[ImageRef]: ...
-
-    @property
-    def texts(self) -> list[tuple[str, ...]]: ...
-
-    @property
-    def whole(self) -> list[int]: ...
-
-    @property
-    def dropped(self) -> dict[str, int]: ...
-
-
-def captions(pairs: Captioned) -> Asked:
+def captions(pairs: Pairs) -> Asked:
     """Ask for a caption of each picture; the first of its texts is learnt, all that are no keywords count as right."""
     whole = pairs.whole or [len(texts) for texts in pairs.texts]
     asked: list[tuple[Question, ...]] = [
@@ -101,15 +86,21 @@ def captions(pairs: Captioned) -> Asked:
 
 
 def join(parts: Sequence[Asked]) -> Asked:
-    """All pictures of several parts, in their order; the questions of parts about one picture come together."""
-    found: dict[tuple[object, ...], tuple[ImageRef, list[Question]]] = {}
+    """All pictures of several parts, in their order; what is asked of one picture comes together, captions in one."""
+    found: dict[tuple[object, ...], tuple[ImageRef, list[Question], list[str]]] = {}
     dropped = Counter[str]()
     for part in parts:
         dropped.update(part.dropped)
         for image, questions in zip(part.images, part.questions, strict=True):
             place = (image.file, image.kind, image.place, image.column)
-            found.setdefault(place, (image, []))[1].extend(questions)
-    return Asked([image for image, _ in found.values()], [tuple(each) for _, each in found.values()], dict(dropped))
+            _, asked, said = found.setdefault(place, (image, [], []))
+            asked += [each for each in questions if each.text]
+            said += [answer for each in questions if not each.text for answer in each.answers]
+    every = [
+        (*asked, Question("", tuple(dict.fromkeys(said)), CAPTION)) if said else tuple(asked)
+        for _, asked, said in found.values()
+    ]
+    return Asked([image for image, *_ in found.values()], every, dict(dropped))
 
 
 def read_questions(
@@ -128,6 +119,8 @@ def read_questions(
     - VQA v2: `..._questions.json` beside `..._annotations.json`, pictures whose names end in their number in the
       folder or below. Answers that three people or more gave are right, the most frequent is learnt.
     - A folder with `questions.jsonl` (or .csv, .tsv, .parquet), maybe with `captions.jsonl`, or with other tables.
+    - What `pairs.read_pairs` reads: a table without questions, a WebDataset archive, COCO's captions, a folder of
+      pictures with texts. Each text that is no keyword is a caption, the right answer to the empty question.
 
     Where a folder has parts called train and val, test or the like, only train is read. Rows without a question or
     without an answer are left out and counted in `dropped`. The kind of questions whose data say none is "yes_no",
@@ -137,7 +130,7 @@ def read_questions(
         path: File, folder, glob, URL of a table, `hf:` id, or a list of these.
         image: Column of the pictures; guessed by values, then by name.
         question: Column of the questions; guessed by name.
-        answer: Column of the answers; guessed by name.
+        answer: Column of the answers or captions; guessed by name.
         kind: Column of the kinds; guessed by name.
 
     Raises:
@@ -181,7 +174,7 @@ def majority_answers(asked: Asked, learnt: Asked | None = None) -> list[str]:
     exact words there, else of the kind, else of all.
     """
     counts: dict[tuple[str, ...], Counter[str]] = {}
-    for question in _each(learnt or asked):
+    for question in _each(asked if learnt is None else learnt):
         for key in _keys(question, learnt is not None):
             counts.setdefault(key, Counter())[question.answers[0]] += 1
     best = {key: count.most_common(1)[0][0] for key, count in counts.items()}

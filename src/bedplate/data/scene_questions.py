@@ -52,7 +52,8 @@ class Thing(NamedTuple):
 
     @property
     def label(self) -> str:
-        return f"{self.colour} {self.name}" if self.colour else self.name
+        """What tells it from others: "red circle"; a name that says the colour, "red heart", stays as it is."""
+        return f"{self.colour} {self.name}" if self.colour and self.colour not in self.name.split() else self.name
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,10 @@ def ask_scenes(
     if seed < 0:
         raise InputError(f"seed is {seed}; give a number from 0 on")
     drawn: dict[Thing, list[Sticker]] = {}
+    labels: dict[str, Thing] = {}
     for each in stickers:
-        drawn.setdefault(Thing(each.name, colour_of(each.image)), []).append(each)
+        thing = Thing(each.name, colour_of(each.image))
+        drawn.setdefault(labels.setdefault(thing.label, thing), []).append(each)  # a red heart is a "red heart"
     if len({thing.name for thing in drawn}) < 2:
         raise InputError("questions about scenes need stickers of two names or more; give others, or shapes()")
     world = _World(dict(sorted(drawn.items(), key=lambda item: item[0].label)), layout)

@@ -26,16 +26,17 @@ PLAIN = {
     "grey": (130, 130, 130),
 }
 """Colours of the drawn shapes, as RGB."""
-HUES = ((15, "red"), (38, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (340, "pink"))
+HUES = ((15, "red"), (40, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (340, "pink"))
 """The first degree that a hue does not have any more; red again to 360."""
 DARK, GREYISH, BRIGHT = 0.2, 0.15, 0.88
 """Value below which all is black, saturation below which there is no hue, value from which that is white."""
 BROWN, PALE = 0.68, 0.5
-"""Value below which red and orange are brown (red only where it is not `VIVID`), saturation below which red is pink."""
+"""Value below which orange is brown, red too where it is not `VIVID`, and pink purple; saturation below which red is
+pink."""
 VIVID = 0.75
 DOMINANT = 0.6
 """Least share of the visible pixels that must have a colour for the sticker to have it."""
-SIDE = 96
+SIDE = 64
 
 
 def colour_of(image: Image.Image) -> str | None:
@@ -66,6 +67,7 @@ def colour_names(pixels: NDArray[np.uint8]) -> NDArray[np.str_]:
     ].astype("<U8")
     dark = value < BROWN
     named[dark & ((named == "orange") | ((named == "red") & (saturation < VIVID)))] = "brown"
+    named[dark & (named == "pink")] = "purple"
     named[~dark & (named == "red") & (saturation < PALE)] = "pink"
     plain = saturation < GREYISH
     named[plain] = np.where(value[plain] >= BRIGHT, "white", "grey")
