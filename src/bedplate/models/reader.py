@@ -89,7 +89,8 @@ class Reader(nn.Module):
 
     def look(self, pixels: Tensor) -> Tensor:
         """Pictures as the language model gets them `(B, N, D)`, of normalised pixels `(B, C, H, W)`."""
-        return self.connector(self.vision.hidden(pixels))
+        picture = self.connector(self.vision.hidden(pixels))
+        return picture.to(self.language.embed.weight.dtype)  # beside text, under autocast too
 
     def hidden(
         self,
@@ -114,7 +115,7 @@ class Reader(nn.Module):
         places = torch.arange(n, device=device)
         text = torch.arange(length, device=device) if pos is None else pos
         pos = torch.cat([places.expand(*text.shape[:-1], -1), n + text], -1)
-        x = torch.cat([picture, self.language.embed(ids).to(picture.dtype)], 1)
+        x = torch.cat([picture, self.language.embed(ids)], 1)
         span = Span(
             self.language.placed(x, pos),
             pos,
