@@ -122,7 +122,7 @@ def test_the_verbs_use_it(
         run(capsys, monkeypatch, "caption", picture, data / "0.png", "--model", model, "--beams", 3, "--json")
     )
     assert [row["text"] for row in beams] == ["a red square", "a blue square"]
-    assert bedplate.ask(picture, "is it blue?", model=model)[0]["text"] == "no"
+    assert bedplate.ask(picture, ["what colour is it?", "is it red?"], model=model) == asked
     assert bedplate.caption(Image.open(picture), model=model)[0]["text"] == "a red square"
     assert bedplate.predict(model, [picture])[0]["text"] == "a red square"
     assert bedplate.info(model)["context"] == 16
