@@ -15,6 +15,8 @@ from bedplate.errors import InputError
 __version__ = "0.1.0"
 
 _VERBS = (
+    "ask",
+    "caption",
     "doctor",
     "evaluate",
     "finetune",
@@ -35,6 +37,8 @@ _VERBS = (
 __all__ = ["InputError", "__version__", *_VERBS]
 
 if TYPE_CHECKING:
+    from bedplate.api.ask import ask as ask
+    from bedplate.api.caption import caption as caption
     from bedplate.api.doctor import doctor as doctor
     from bedplate.api.evaluate import evaluate as evaluate
     from bedplate.api.finetune import finetune as finetune

@@ -17,11 +17,19 @@ from bedplate.hub.multimodal import MultimodalModel
 from bedplate.recipe.multimodal import RECIPES
 from bedplate.recipe.read import read_as, task_of
 
-RUNS: Mapping[str, tuple[str, str]] = MappingProxyType({"contrast": ("bedplate.api.contrast_run", "ContrastRun")})
+RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "contrast": ("bedplate.api.contrast_run", "ContrastRun"),
+        "answer": ("bedplate.api.answer_run", "AnswerRun"),
+    }
+)
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""
 
 MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"ClipModel": ("bedplate.api.contrast_measure", "measure_clip")}
+    {
+        "ClipModel": ("bedplate.api.contrast_measure", "measure_clip"),
+        "ReaderModel": ("bedplate.api.answer_measure", "measure_reader"),
+    }
 )
 """Class of `MultimodalModel` -> (module, function of (model, data, column, label, ...) in it) that measures it."""
 

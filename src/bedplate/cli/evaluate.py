@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bedplate.cli.answers import print_answers
 from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json, say
 from bedplate.cli.tasks import print_tasks
@@ -67,6 +68,7 @@ def command(
       bedplate evaluate quickstart/model --suite blimp
       bedplate evaluate runs/detect --data coco-folder
       bedplate evaluate runs/summarize --data my-summaries.jsonl
+      bedplate evaluate runs/reader --data my-questions.jsonl
       bedplate evaluate quickstart/model --data my-news.csv --labels "sports,politics,business"
     """
     from bedplate.api.evaluate import evaluate
@@ -106,6 +108,9 @@ def command(
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
     if "unit" in result:
         _print_zero_shot(result)
+        return
+    if "kinds" in result:
+        print_answers(result)
         return
     if "tokens" not in result and "sequence_length" not in result and not result.get("baselines"):
         _print_pictures(result)

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from bedplate import __version__
 from bedplate.cli import (
+    ask,
+    caption,
     doctor,
     evaluate,
     finetune,
@@ -84,6 +86,8 @@ for _name, _verb in {
     "finetune": finetune,
     "transfer": transfer,
     "predict": predict,
+    "caption": caption,
+    "ask": ask,
     "generate": generate,
     "search": search,
     "evaluate": evaluate,

@@ -65,6 +65,11 @@ IMAGES = {
         'model.predict("photo.jpg")[0]',
         "A detector of objects in pictures of {}x{} pixels",
     ),
+    "answer": (
+        "image-text-to-text",
+        'model.ask("photo.jpg", "what is it?")[0]["text"]',
+        "A reader, which writes captions of pictures of {}x{} pixels and answers questions about them",
+    ),
 }
 
 

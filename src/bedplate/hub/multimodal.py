@@ -16,6 +16,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
     {
         "clip": "bedplate.hub.clip_model",
         "bedplate_clip": "bedplate.hub.clip_model",
+        "bedplate_reader": "bedplate.hub.reader_model",
     }
 )
 """`model_type` in a config file -> the module whose `load_directory(directory, device, dtype)` reads it."""

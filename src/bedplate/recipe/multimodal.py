@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from bedplate.recipe.answer import AnswerRecipe
 from bedplate.recipe.contrast import ContrastRecipe
 from bedplate.recipe.pictures import PictureRecipe
 
-RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({"contrast": ContrastRecipe})
+RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({"contrast": ContrastRecipe, "answer": AnswerRecipe})
 """`task` -> the kind of recipe that has it."""
