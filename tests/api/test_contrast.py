@@ -127,6 +127,21 @@ def test_the_model_is_used_and_measured(trained: dict[str, Any], split: tuple[Pa
         bedplate.evaluate(model, [str(split[1])], column="caption", label="kind")
 
 
+def test_the_shell_prints_what_was_measured(
+    trained: dict[str, Any], split: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bedplate.cli.main import app
+
+    arguments = ["evaluate", trained["model"], "--data", str(split[1]), "--label", "caption"]
+    app(arguments, standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("accuracy: ") and "accuracy of chance: 0.2500" in lines and "12 pictures" in lines
+    assert lines[-1].startswith("yellow: predicted as ")
+    app(["evaluate", trained["model"], "--data", str(split[1]), "--column", "caption"], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert "text_to_image_r10: 1.0000" in printed and "12 pairs" in printed
+
+
 def test_a_batch_in_parts_is_the_same_run(make: Make, tmp_path: Path, split: tuple[Path, Path]) -> None:
     data, few = {"path": str(split[0]), "val_path": str(split[1])}, {"steps": 4, "ema": 0.5}
     augment = {"crop_scale": [0.5, 1.0], "colour": 0.3}
