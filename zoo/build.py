@@ -22,7 +22,9 @@ from torch import nn
 import bedplate
 from bedplate.api.run import without_paths
 from bedplate.hub.card import model_card
-from bedplate.recipe import PICTURES, read_recipe, read_vision_recipe, task_of
+from bedplate.recipe import PICTURES, Recipe, VisionRecipe, task_of
+from bedplate.recipe.multimodal import RECIPES
+from bedplate.recipe.read import read_as
 from bedplate.train.log import read_rows
 
 ZOO = Path(__file__).parent / "src" / "bedplate_zoo"
@@ -30,6 +32,9 @@ CURVES = {
     "classify_images": ("val_accuracy", "held-out accuracy"),
     "detect": ("val_map_50", "held-out mAP@50"),
     "mae": ("val_loss", "held-out loss"),
+    "contrast": ("val_text_to_image_r1", "held-out text to image R@1"),
+    "answer": ("val_accuracy", "held-out accuracy"),
+    "draw": ("val_loss", "held-out nats a code"),
 }
 LARGEST = 15 * 2**20  # bytes of a file
 
@@ -48,12 +53,12 @@ def main() -> None:
         average(model.module, bedplate.load(args.mean_with, dtype="fp32").module)
     model.module.to(torch.bfloat16)
     task = task_of(args.run / "recipe.yaml")
-    read = read_vision_recipe if task in PICTURES else read_recipe
+    kind = RECIPES.get(task) or (VisionRecipe if task in PICTURES else Recipe)
     key, what = CURVES.get(task, ("val_bits_per_byte", "held-out bits per byte"))
     record = {
         "name": args.name,
         "command": "",
-        "recipe": read(args.run / "recipe.yaml").model_dump(mode="json"),
+        "recipe": read_as(kind, args.run / "recipe.yaml").model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.module.parameters()),
         "hardware": json.loads((args.run / "environment.json").read_text("utf-8"))["hardware"],
         "curve": curve(args.run, key),
@@ -64,8 +69,10 @@ def main() -> None:
             for name, metric in json.loads(file.read_text("utf-8"))["metrics"].items()
         },
     }
+    if task in PICTURES or task in RECIPES:
+        record |= {"images": task, "image_size": list(model.processor.size)}
     if task in PICTURES:
-        record |= {"images": task, "image_size": list(model.processor.size), "classes": model.labels}
+        record |= {"classes": model.labels}
     record = without_paths(record, "pretrain") | {"command": f"bedplate pretrain recipes/{args.name}.yaml"}
     model.card = model_card(record | yaml.safe_load(args.notes.read_text("utf-8")))
     model.save(ZOO / args.name, overwrite=True)
