@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bedplate.api.vision_draw import expanded
-from bedplate.data.image_files import read_images
+from bedplate.api.vision_predict import predict_file
 from bedplate.data.images import Source
 from bedplate.errors import InputError
 from bedplate.hub.multimodal import MultimodalModel
@@ -78,12 +78,13 @@ def predict_multimodal(
         raise InputError(f"{name} is no option of a model of texts and pictures")
     if inputs and file is not None:
         raise InputError("give either pictures or a file, not both")
-    pictures: list[Source] = [image for each in inputs for image in expanded(each)]
+    given = {name: value for name, value in options.items() if value is not None}
     if file is not None:
-        pictures = [ref.image() for ref in read_images(file, column, label="").images]
+        return predict_file(model, file, column, **given)
+    pictures: list[Source] = [image for each in inputs for image in expanded(each)]
     if not pictures:
         raise InputError("nothing to predict: give a picture, a folder of them, or a file")
-    return model.predict(pictures, **{name: value for name, value in options.items() if value is not None})
+    return model.predict(pictures, **given)
 
 
 def evaluate_multimodal(

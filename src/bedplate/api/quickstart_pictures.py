@@ -66,9 +66,7 @@ def _scenes(out: Path) -> tuple[Sections, list[dict[str, Any]], list[dict[str, A
         image.save(out / f"scene-{number}.png")
     reader: Any = load("zoo:reader-mini")
     written = caption(images, model=reader)
-    captions = [
-        {"text": row["text"], "truth": scene["caption"]} for row, scene in zip(written, scenes, strict=True)
-    ]
+    captions = [{"text": row["text"], "truth": scene["caption"]} for row, scene in zip(written, scenes, strict=True)]
     questions, below = [], []
     for number, scene in enumerate(scenes):
         chosen = scene["questions"][:QUESTIONS]

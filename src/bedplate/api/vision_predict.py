@@ -18,6 +18,7 @@ from bedplate.data.images import Source
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel, taken
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.vision_directory import encoder_of
 from bedplate.measure.probe import features, knn, linear_probe
 from bedplate.metrics.classification import confusion_matrix
@@ -29,6 +30,7 @@ from bedplate.tasks.classify_images import ClassifyImages
 from bedplate.tasks.detect import Detect
 
 ROWS = 64  # pictures at one time
+AT_ONCE = 256  # pictures of a file that are decoded at one time
 
 
 def predict_images(
@@ -57,6 +59,8 @@ def predict_images(
     """
     if inputs and file is not None:
         raise InputError("give either pictures or a file, not both")
+    if file is not None and draw is None and not attention:
+        return predict_file(model, file, column, **options)
     pictures: list[Source] = [image for each in inputs for image in expanded(each)]
     if file is not None:
         pictures = [ref.image() for ref in read_images(file, column, label="").images]
@@ -76,6 +80,15 @@ def predict_images(
             progress(f"No font of this machine has the characters of {name}: it is drawn as {number}.")
     draw_predictions(model, pictures, predictions, targets, attention)
     return predictions
+
+
+def predict_file(
+    model: ImageModel | MultimodalModel, file: str | Path, column: str | None, **options: Any
+) -> list[Any]:
+    """Predictions of all pictures of a folder, table or archive, in order; `AT_ONCE` are held in memory."""
+    refs = read_images(file, column, label="").images
+    parts = (refs[first : first + AT_ONCE] for first in range(0, len(refs), AT_ONCE))
+    return [row for part in parts for row in model.predict([ref.image() for ref in part], **options)]
 
 
 def evaluate_images(
