@@ -17,7 +17,11 @@ from bedplate.hub.multimodal import MultimodalModel
 from bedplate.recipe.multimodal import RECIPES
 from bedplate.recipe.read import read_as, task_of
 
-RUNS: Mapping[str, tuple[str, str]] = MappingProxyType({})
+RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "image_tokens": ("bedplate.api.image_tokens_run", "ImageTokensRun"),
+    }
+)
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""
 
 MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType({})

@@ -55,6 +55,11 @@ IMAGES = {
         'model.predict("photo.jpg")[0]',
         "A detector of objects in pictures of {}x{} pixels",
     ),
+    "image_tokens": (
+        "image-to-image",
+        'model.encode("photo.jpg").shape',
+        "A discrete tokenizer of pictures of {}x{} pixels",
+    ),
 }
 
 

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-KINDS: Mapping[str, str] = MappingProxyType({})
+KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "bedplate_image_tokens": "bedplate.hub.image_tokens_model",
+    }
+)
 """`model_type` in a config file -> the module whose `load_directory(directory, device, dtype)` reads it."""
 
 

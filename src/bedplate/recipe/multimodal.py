@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from bedplate.recipe.image_tokens import ImageTokensRecipe
 from bedplate.recipe.pictures import PictureRecipe
 
-RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType({})
+RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType(
+    {
+        "image_tokens": ImageTokensRecipe,
+    }
+)
 """`task` -> the kind of recipe that has it."""
