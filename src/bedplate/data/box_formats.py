@@ -114,7 +114,7 @@ def _read_coco(file: Path) -> BoxSet:
         each.get("supercategory") for each in data["categories"] if each.get("supercategory") != each["name"]
     }  # Roboflow lists the name of the project as a category that has no box
     ids = {name: int(id) for id, name in categories.items() if name in used or name not in parents}
-    finder = _Finder(file)
+    finder = Finder(file)
     places = [f"{file}: image {row['id']!r} ('{row['file_name']}')" for row in rows]
     paths = [finder(where, row["file_name"]) for where, row in zip(places, rows, strict=True)]
     _once(f"{file}: images", map(str, paths), "are two entries of one picture")
@@ -150,11 +150,11 @@ def _unique(file: Path, rows: list[Any], kind: str, needed: Sequence[str]) -> li
     return rows
 
 
-class _Finder:
+class Finder:
     """Finds the pictures of a COCO file, in that one of the usual folders which has them."""
 
     def __init__(self, file: Path) -> None:
-        folder, part = file.parent, file.stem.removeprefix("instances_")
+        folder, part = file.parent, file.stem.removeprefix("instances_").removeprefix("captions_")
         above = [folder.parent] if folder.name == "annotations" else []
         bases = [base / sub for base in (folder, *above) for sub in ("", "images", part, f"images/{part}")]
         self._folders = list(dict.fromkeys(base for base in bases if base.is_dir()))

@@ -73,6 +73,10 @@ class LabelledImages:
         number = {name: i for i, name in enumerate(self.classes)}
         return np.array([number[label] for label in self.labels], np.int64)
 
+    def fingerprint(self, cache_dir: str | Path) -> str:
+        """See the function of this name."""
+        return fingerprint(self, cache_dir)
+
     def doubts(self) -> list[str]:
         """What a person should know of the labels before they are learnt, as sentences."""
         return labelling.doubts(self.labels) if self.labels else []
@@ -121,7 +125,7 @@ def read_images(
     refs = [ref for part in parts for ref in part.images]
     labels = [name or "" for part in parts for name in part.labels]
     if not refs:
-        raise InputError(f"{shown(path)}: no pictures{_counted(dropped)}; known suffixes are {', '.join(SUFFIXES)}")
+        raise InputError(f"{shown(path)}: no pictures{counted(dropped)}; known suffixes are {', '.join(SUFFIXES)}")
     if label == "" or not any(labels):
         if label:
             raise InputError(f"{shown(path)}: no labels in '{label}'; {labelling.how_to_name('label')}")
@@ -165,11 +169,16 @@ def fingerprint(data: LabelledImages, cache_dir: str | Path) -> str:
     Returns:
         Hexadecimal BLAKE2b digest, 32 characters.
     """
-    there = [name for name in dict.fromkeys(ref.file for ref in data.images) if os.path.isfile(name)]
+    return hash_pictures(data.images, data.labels or [""] * len(data), repr(data.classes), cache_dir)
+
+
+def hash_pictures(images: Sequence[ImageRef], words: Sequence[object], more: str, cache_dir: str | Path) -> str:
+    """`fingerprint` of pictures with anything that is said of each, and of all."""
+    there = [name for name in dict.fromkeys(ref.file for ref in images) if os.path.isfile(name)]
     hashes = file_hashes(there, cache_dir)
-    total = hashlib.blake2b(repr(data.classes).encode(), digest_size=16)
-    for ref, name in zip(data.images, data.labels or [""] * len(data), strict=True):
-        part = (hashes.get(ref.file, "missing"), ref.kind, ref.place, ref.size, ref.column, name)
+    total = hashlib.blake2b(more.encode(), digest_size=16)
+    for ref, said in zip(images, words, strict=True):
+        part = (hashes.get(ref.file, "missing"), ref.kind, ref.place, ref.size, ref.column, said)
         total.update(repr(part).encode())
     return total.hexdigest()
 
@@ -189,7 +198,7 @@ def _class_order(parts: Sequence[Found], labels: Sequence[str], classes: Sequenc
     return only if only and set(labels) <= set(only) else sorted_classes(labels)
 
 
-def _counted(dropped: Counter[str]) -> str:
+def counted(dropped: Counter[str]) -> str:
     return f" ({', '.join(f'{reason}: {count}' for reason, count in dropped.items())})" if dropped else ""
 
 
@@ -211,7 +220,7 @@ def _read(
         matches = sorted(glob(str(path), recursive=True))
         if not matches:
             raise InputError(f"{name}: no file matches this pattern; quote it in the shell and check the folder")
-        if all(_is_picture(match) for match in matches):
+        if all(is_picture(match) for match in matches):
             root = os.path.commonpath([os.path.dirname(match) or "." for match in matches])
             return [_by_folder(root, [os.path.relpath(match, root) for match in matches], label, classes, dropped)]
         return [part for match in matches for part in _read(match, image, label, classes, dropped)]
@@ -219,7 +228,7 @@ def _read(
         return _read_folder(path, image, label, classes, dropped)
     if not path.is_file():
         raise InputError(f"{name}: no such file or folder (from {Path.cwd()}); check the spelling of the path")
-    if _is_picture(name):
+    if is_picture(name):
         return [Found([ImageRef(str(path), str(path))], [None], "folder names", [])]
     if IDX_IMAGES.fullmatch(path.name):
         return [_read_idx(path, label)]
@@ -234,8 +243,8 @@ def _read(
 def _read_folder(
     root: Path, image: str | None, label: str | None, classes: Sequence[str] | None, dropped: Counter[str]
 ) -> list[Found]:
-    files = _files(root, dropped)
-    pictures = [file for file in files if _is_picture(file)]
+    files = files_below(root, dropped)
+    pictures = [file for file in files if is_picture(file)]
     if pictures:
         tables = [file for file in files if METADATA.fullmatch(os.path.basename(file))]
     else:
@@ -245,12 +254,12 @@ def _read_folder(
     if others:
         dropped["files of other kinds"] += others
     if pictures and not tables:
-        return [_by_folder(str(root), _only_train(pictures, dropped), label, classes, dropped)]
-    tables = _only_train(tables, dropped)
+        return [_by_folder(str(root), only_train(pictures, dropped), label, classes, dropped)]
+    tables = only_train(tables, dropped)
     return [part for file in tables for part in _read(str(root / file), image, label, classes, dropped)]
 
 
-def _files(root: Path, dropped: Counter[str]) -> list[str]:
+def files_below(root: Path, dropped: Counter[str]) -> list[str]:
     """The files below a folder, sorted, as relative paths; hidden ones are counted."""
     found = []
     for folder, _, names in os.walk(root):
@@ -264,7 +273,7 @@ def _files(root: Path, dropped: Counter[str]) -> list[str]:
     return sorted(found, key=lambda file: Path(file).parts)
 
 
-def _only_train(files: list[str], dropped: Counter[str]) -> list[str]:
+def only_train(files: list[str], dropped: Counter[str]) -> list[str]:
     """Without the parts for validation and tests, where a part for training is beside them.
 
     Parts are folders of these names, or files that begin so, below the folder that holds all.
@@ -315,7 +324,7 @@ def _read_idx(path: Path, label: str | None) -> Found:
     return Found(refs, [str(value) for value in labels.tolist()], there[0].name, [])
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 

@@ -51,7 +51,7 @@ def read_table(name: str, image: str | None, label: str | None, dropped: Counter
     """The pictures of a table: a file with rows, its URL, or an `hf:` id."""
     image, label = _columns(name, image, label)
     names = _schema_names(name, label) if label else []
-    if _readable_at_random(name):
+    if readable_at_random(name):
         return _read_parquet(name, image, label, names)
     refs: list[ImageRef | int] = []  # a number is one of the spool
     labels: list[str | None] = []
@@ -60,7 +60,7 @@ def read_table(name: str, image: str | None, label: str | None, dropped: Counter
         for source, row in sources.rows(name):
             if image not in row:
                 raise missing_column(source, image, row)
-            ref = _ref(row[image], source, image, name, spool)
+            ref = row_picture(row[image], source, image, name, spool)
             if ref is None:
                 missing += 1
                 continue
@@ -72,7 +72,7 @@ def read_table(name: str, image: str | None, label: str | None, dropped: Counter
     return Found([kept[ref] if isinstance(ref, int) else ref for ref in refs], labels, label or "", names)
 
 
-def _ref(value: object, source: str, column: str, name: str, spool: Spool) -> ImageRef | int | None:
+def row_picture(value: object, source: str, column: str, name: str, spool: Spool) -> ImageRef | int | None:
     """Where the picture of a row is: a file, or a number in the spool."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -105,25 +105,48 @@ def _read_parquet(name: str, image: str, label: str | None, names: list[str]) ->
 
 def _columns(name: str, image: str | None, label: str | None) -> tuple[str, str | None]:
     """(column of the pictures, column of the labels or None), by the first rows."""
-    rows = [row for _, row in islice(sources.rows(name), LOOKED_AT)]
+    rows = first_rows(name)
     present = list(dict.fromkeys(key for row in rows for key in row))
-    if not rows:
-        raise InputError(f"{name}: no rows; give a table of pictures")
-    for wanted in (image, label):
-        if wanted and wanted not in present:
-            raise missing_column(name, wanted, present)
-    if image is None:
-        candidates = [key for key in present if key != label and _holds_pictures([row.get(key) for row in rows])]
-        image = candidates[0] if len(candidates) == 1 else first_named(IMAGE_NAMES, candidates)
-        if image is None:
-            several = f", of which {listed(candidates)} could be it" if candidates else ""
-            raise InputError(
-                f"{name}: it is not clear which column holds the pictures: present are {listed(present)}{several}; "
-                f"{how_to_name('image')}"
-            )
+    if label and label not in present:
+        raise missing_column(name, label, present)
+    image = picture_column(name, rows, image, [label] if label else [])
     if label is None:
         label = first_named(IMAGE_LABEL_NAMES, present, image)
     return image, label or None
+
+
+def first_rows(name: str) -> list[dict[str, Any]]:
+    """The rows by which the columns of a table are guessed.
+
+    Raises:
+        InputError: There are none.
+    """
+    rows = [row for _, row in islice(sources.rows(name), LOOKED_AT)]
+    if not rows:
+        raise InputError(f"{name}: no rows; give a table of pictures")
+    return rows
+
+
+def picture_column(name: str, rows: Sequence[dict[str, Any]], image: str | None, taken: Sequence[str]) -> str:
+    """The column of the pictures of a table, by its first rows: `image`, else guessed among those not `taken`.
+
+    Raises:
+        InputError: `image` is not there, or it is not clear which column it is.
+    """
+    present = list(dict.fromkeys(key for row in rows for key in row))
+    if image is not None:
+        if image not in present:
+            raise missing_column(name, image, present)
+        return image
+    candidates = [key for key in present if key not in taken and _holds_pictures([row.get(key) for row in rows])]
+    found = candidates[0] if len(candidates) == 1 else first_named(IMAGE_NAMES, candidates)
+    if found is None:
+        several = f", of which {listed(candidates)} could be it" if candidates else ""
+        raise InputError(
+            f"{name}: it is not clear which column holds the pictures: present are {listed(present)}{several}; "
+            f"{how_to_name('image')}"
+        )
+    return found
 
 
 def _holds_pictures(values: Sequence[Any]) -> bool:
@@ -154,7 +177,7 @@ def _on_this_machine(name: str) -> bool:
     return not (name.startswith("hf:") or is_remote(name))
 
 
-def _readable_at_random(name: str) -> bool:
+def readable_at_random(name: str) -> bool:
     """Whether rows can be read in any order where they are."""
     return _on_this_machine(name) and sources.kind_of(name) == ("parquet", "")
 
@@ -163,7 +186,7 @@ def _schema_names(name: str, label: str) -> list[str]:
     """The names that a parquet file's or an `hf:` id's schema gives to the numbers of the column of labels."""
     if name.startswith("hf:"):
         return hub_label_names(name, label)
-    if not (_readable_at_random(name)):
+    if not readable_at_random(name):
         return []
     import pyarrow.parquet as pq
 
@@ -179,9 +202,29 @@ def _schema_names(name: str, label: str) -> list[str]:
 
 def read_tar(name: str, label: str | None, dropped: Counter[str]) -> Found:
     """The pictures of a tar archive, with the labels that lie beside them under the same key, else by folders."""
+    members = tar_pictures(name, dropped)
+    source = remote.shown(name)
+    labels: Sequence[str | None] = [_tar_label(each, label, source) for each in members]
+    if label is None and not any(labels):
+        labels = folder_labels([Path(each.name).parts for each in members])
+    return Found([each.image for each in members], labels, label or "the files beside the pictures", [])
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture in a tar archive: its handle and name, its key (WebDataset), and what lies beside it, by suffix."""
+
+    image: ImageRef
+    name: str
+    key: str
+    beside: dict[str, bytes]
+
+
+def tar_pictures(name: str, dropped: Counter[str]) -> list[Member]:
+    """The pictures of a tar archive in its order, with the files of `LABEL_SUFFIXES` that have the same key."""
     refs: dict[str, ImageRef | int] = {}  # by the name of the member
     keys: dict[str, str] = {}
-    texts: dict[str, dict[str, bytes]] = {suffix: {} for suffix in LABEL_SUFFIXES}  # by key
+    texts: dict[str, dict[str, bytes]] = {}  # by key, by suffix
     source = remote.shown(name)
     others = Counter[str]()
     with Spool(name) as spool, telling_damage(source):
@@ -199,16 +242,15 @@ def read_tar(name: str, label: str | None, dropped: Counter[str]) -> Found:
                     refs[member.name] = spool.add(_content(archive, member), where)
                 keys[member.name] = f"{folder}/{stem}"
             elif suffix in LABEL_SUFFIXES:
-                texts[suffix][f"{folder}/{stem}"] = _content(archive, member)
+                texts.setdefault(f"{folder}/{stem}", {})[suffix] = _content(archive, member)
             else:
                 others["files of other kinds"] += 1
         kept = spool.close() if any(isinstance(ref, int) for ref in refs.values()) else []
     dropped.update(+others)
-    images = [kept[ref] if isinstance(ref, int) else ref for ref in refs.values()]
-    labels: Sequence[str | None] = [_tar_label(keys[member], texts, label, source) for member in refs]
-    if label is None and not any(labels):
-        labels = folder_labels([Path(member).parts for member in refs])
-    return Found(images, labels, label or "the files beside the pictures", [])
+    return [
+        Member(kept[ref] if isinstance(ref, int) else ref, member, keys[member], texts.get(keys[member], {}))
+        for member, ref in refs.items()
+    ]
 
 
 def _members(name: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile, bool]]:
@@ -233,19 +275,13 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return cast(BinaryIO, archive.extractfile(member)).read()
 
 
-def _tar_label(key: str, texts: dict[str, dict[str, bytes]], label: str | None, source: str) -> str:
+def _tar_label(member: Member, label: str | None, source: str) -> str:
     if label == "":
         return ""
     for suffix in [label] if label in ("cls", "txt") else LABEL_SUFFIXES:
-        content = texts[suffix].get(key)
-        if content is None or (label not in (None, suffix) and suffix != "json"):
+        if suffix not in member.beside or (label not in (None, suffix) and suffix != "json"):
             continue
-        where = f"{source}::{key.lstrip('/')}.{suffix}"
-        try:
-            text = content.decode()
-            value = json.loads(text) if suffix == "json" else text
-        except ValueError as error:
-            raise InputError(f"{where}: no label can be read ({error}); mend the file or leave it out") from error
+        where, value = beside_value(member, suffix, source)
         if isinstance(value, dict):
             name = label or first_named(IMAGE_LABEL_NAMES, list(value)) or ""
             value = value.get(name)
@@ -253,6 +289,20 @@ def _tar_label(key: str, texts: dict[str, dict[str, bytes]], label: str | None, 
         if found:
             return found
     return ""
+
+
+def beside_value(member: Member, suffix: str, source: str) -> tuple[str, Any]:
+    """(its place, as errors call it, what the file says) of a file beside a picture: a text, or what JSON holds.
+
+    Raises:
+        InputError: It is no UTF-8, or no JSON.
+    """
+    where = f"{source}::{member.key.lstrip('/')}.{suffix}"
+    try:
+        text = member.beside[suffix].decode()
+        return where, json.loads(text) if suffix == "json" else text
+    except ValueError as error:
+        raise InputError(f"{where}: no label can be read ({error}); mend the file or leave it out") from error
 
 
 def folder_labels(parts: Sequence[tuple[str, ...]], classes: Sequence[str] | None = None) -> list[str | None]:

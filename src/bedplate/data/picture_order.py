@@ -47,9 +47,13 @@ class Shuffled:
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size)."""
+        return self._collate(self.index(step))
+
+    def index(self, step: int) -> NDArray[np.int64]:
+        """(B,) numbers of the pictures of this rank's rows of the batch of one step."""
         epoch, place = np.divmod(step * self._batch_size + self._rows, len(self._usable))
         drawn = order.permute(place, len(self._usable), order.keys(self._seed, 0, epoch))
-        return self._collate(self._usable[drawn])
+        return self._usable[drawn]
 
     def epoch(self, step: int) -> float:
         """How often the data has been read before `step`."""

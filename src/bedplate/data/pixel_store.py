@@ -16,13 +16,13 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from bedplate.data.image_files import LabelledImages, fingerprint
+from bedplate.data.image_files import hash_pictures
 from bedplate.data.image_refs import ImageRef
 from bedplate.data.images import FITS, BadImage, fit, to_pixels
 from bedplate.errors import InputError
@@ -40,6 +40,17 @@ LIMIT_BYTES = 4_000_000_000
 CHUNK = 256
 """Pictures that a process decodes at a time."""
 MOST_BROKEN = 0.1
+
+
+class Pictures(Protocol):
+    """Pictures, whatever is known of them: labels, texts, or nothing."""
+
+    @property
+    def images(self) -> list[ImageRef]: ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self, cache_dir: str | Path) -> str: ...
 
 
 class PixelStore:
@@ -69,7 +80,7 @@ class PixelStore:
 
     def __init__(
         self,
-        images: LabelledImages,
+        images: Pictures,
         size: tuple[int, int],
         mode: str,
         cache_dir: str | Path,
@@ -81,11 +92,11 @@ class PixelStore:
         self._refs, self._size, self._mode = images.images, size, mode
         self._workers = _checked(workers)
         self._pool: Executor | None = None
-        self.fingerprint = fingerprint(images, cache_dir)
-        """Hash of the pictures and labels, for resuming."""
+        self.fingerprint = images.fingerprint(cache_dir)
+        """Hash of the pictures and of what is known of them, for resuming."""
         self.stored = len(images) * 3 * size[0] * size[1] <= limit
         key = hashlib.blake2b(digest_size=16)
-        contents = fingerprint(LabelledImages(images.images, None, [], {}), cache_dir)
+        contents = hash_pictures(images.images, [""] * len(images), "[]", cache_dir)
         key.update(repr((FORMAT, PIL.__version__, contents, size, mode)).encode())
         self._file = Path(cache_dir) / "pixels" / f"{key.hexdigest()}.npy"
         broken = self._known()

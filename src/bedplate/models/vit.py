@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.errors import InputError
+from bedplate.nn.block import make_norm
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.embed import Stem, interpolate_positions, make_stem, sincos_positions
 from bedplate.nn.span import Span
@@ -27,6 +28,8 @@ class VisionConfig:
         image_size: (height, width) in pixels that its positions are for, multiples of `patch_size`.
         stem: "patch", ViT's own; "conv", a departure that `transformers` does not know (see `nn.embed.ConvStem`).
         pooling: what a classifier reads: the class token ("cls", ViT's own), or the mean of the patches ("mean").
+        patch_bias: whether the product that embeds a patch has a bias; CLIP's has none.
+        pre_norm: whether a norm stands before the trunk, as in CLIP.
     """
 
     image_size: tuple[int, int]
@@ -35,6 +38,8 @@ class VisionConfig:
     num_channels: int = 3
     stem: Stem = "patch"
     pooling: ImagePooling = "cls"
+    patch_bias: bool = True
+    pre_norm: bool = False
 
     def __post_init__(self) -> None:
         height, width = self.image_size
@@ -42,6 +47,8 @@ class VisionConfig:
             raise InputError(f"image_size={height}x{width} is not a multiple of patch_size={self.patch_size}")
         if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
             raise InputError(f"stem=conv halves an image again and again: patch_size={self.patch_size} must be 2^n")
+        if self.stem == "conv" and not self.patch_bias:
+            raise InputError("patch_bias=False is for stem=patch")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -51,7 +58,7 @@ class VisionConfig:
     @property
     def is_standard(self) -> bool:
         """Whether it is a ViT that `transformers` knows."""
-        return self.stem == "patch" and self.pooling == "cls"
+        return self.stem == "patch" and self.pooling == "cls" and self.patch_bias and not self.pre_norm
 
 
 class VisionModel(nn.Module):
@@ -61,10 +68,11 @@ class VisionModel(nn.Module):
         super().__init__()
         self.config = config
         c = config.trunk
-        self.embed = make_stem(config.stem, config.num_channels, config.patch_size, c.hidden_size)
+        self.embed = make_stem(config.stem, config.num_channels, config.patch_size, c.hidden_size, config.patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.hidden_size))
         self.positions = nn.Parameter(torch.zeros(1, 1 + math.prod(config.grid), c.hidden_size))
         self.dropout = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
+        self.pre_norm = make_norm(c) if config.pre_norm else nn.Identity()
         self.trunk = Trunk(c)
 
     @property
@@ -97,7 +105,7 @@ class VisionModel(nn.Module):
         if kept is not None:
             first, patches = x[:, :1], x[:, 1:]
             x = torch.cat([first, patches.gather(1, kept[..., None].expand(-1, -1, x.shape[-1]))], 1)
-        return self.trunk(Span.full(self.dropout(x)), at=at)
+        return self.trunk(Span.full(self.pre_norm(self.dropout(x))), at=at)
 
     def tokens(self, pixels: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """What enters the trunk `(B, 1 + N, D)`: embedded patches and the class token, at their places."""
@@ -106,6 +114,13 @@ class VisionModel(nn.Module):
         patches = self.embed(pixels.to(self.cls_token.dtype)) + positions[:, 1:]
         first = (self.cls_token + positions[:, :1]).to(patches.dtype).expand(len(patches), -1, -1)
         return torch.cat([first, patches], 1)
+
+    def pooled(self, pixels: Tensor, *, interpolate_pos_encoding: bool = False) -> Tensor:
+        """What stands for a whole image, `(B, D)`: the class token's final state, or the mean of the patches'."""
+        if self.config.pooling == "mean":
+            return self.hidden(pixels, interpolate_pos_encoding=interpolate_pos_encoding)[:, 1:].mean(1)
+        first = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
+        return self.hidden(pixels, interpolate_pos_encoding=interpolate_pos_encoding, at=first)[:, 0]
 
     def features(self, pixels: Tensor) -> Tensor:
         """The patches' final states as a map `(B, D, rows, columns)`, as detectors read them."""
@@ -196,13 +211,6 @@ class ViT(VisionModel):
     def forward(self, pixels: Tensor, *, interpolate_pos_encoding: bool = False) -> Tensor:
         """Logits `(B, C)` of normalised pixels `(B, channels, H, W)`; options are those of `hidden`."""
         return self.score(self.pooled(pixels, interpolate_pos_encoding=interpolate_pos_encoding))
-
-    def pooled(self, pixels: Tensor, *, interpolate_pos_encoding: bool = False) -> Tensor:
-        """What the score reads, `(B, D)`."""
-        if self.config.pooling == "mean":
-            return self.hidden(pixels, interpolate_pos_encoding=interpolate_pos_encoding)[:, 1:].mean(1)
-        first = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
-        return self.hidden(pixels, interpolate_pos_encoding=interpolate_pos_encoding, at=first)[:, 0]
 
     @staticmethod
     def of(

@@ -26,10 +26,16 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return (y * torch.sigmoid(2 * math.sqrt(2 / math.pi) * y * (1 + 0.044715 * y * y))).to(x.dtype)
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), OpenAI's stand-in for GELU (arXiv 1606.08415, section 2), in CLIP."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
     "relu": F.relu,
 }
 

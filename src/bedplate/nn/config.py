@@ -24,7 +24,7 @@ class TrunkConfig:
     norm_bias: bool = True  # of layer norms
     post_norm: bool = False  # norms stand behind the residual sums, as in the first Transformer and in BERT
     first_norm: bool = True  # False: none before the first attention, where the embedding has one
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"] = "silu"
     gated: bool = True
     attention_bias: bool = False
     output_bias: bool = False

@@ -8,7 +8,7 @@ from bedplate.nn.rotary import RopeConfig
 
 # What the families differ in; sizes come from the recipe or the config file. Sources: GPT-2 (Radford et al. 2019),
 # Llama (arXiv 2302.13971, 2407.21783), Qwen3 (arXiv 2505.09388), BERT (arXiv 1810.04805), ModernBERT (2412.13663),
-# ViT (2010.11929).
+# ViT (2010.11929), CLIP (2103.00020; both of its towers).
 PRESETS: dict[str, dict[str, Any]] = {
     "gpt2": {
         "norm": "layer",
@@ -50,6 +50,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "norm": "layer",
         "norm_eps": 1e-12,
         "activation": "gelu",
+        "gated": False,
+        "attention_bias": True,
+        "output_bias": True,
+        "mlp_bias": True,
+        "qk_norm": False,
+        "rope": None,
+    },
+    "clip": {
+        "norm": "layer",
+        "norm_eps": 1e-5,
+        "activation": "quick_gelu",
         "gated": False,
         "attention_bias": True,
         "output_bias": True,

@@ -11,7 +11,11 @@ Batch = Mapping[str, Tensor]
 
 
 class Task(Protocol):
-    """What the loop asks of a task."""
+    """What the loop asks of a task.
+
+    Where the loss is no sum over rows, a task also has `micro_batches(batch, rows) -> list[Batch]`: the parts of a batch
+    that it learns from one after the other, each with what `loss` must know of the whole.
+    """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]]
     """what `evaluate` measures, and whether the least or the greatest value is best"""

@@ -159,7 +159,7 @@ class Trainer:
         set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
         shown = count_shown = weight = torch.zeros((), device=self.hardware.device)
-        micros = split(batch, recipe.train.micro_batch_size or recipe.train.batch_size)
+        micros = self._micro_batches(batch)
         for number, micro in enumerate(micros, start=1):
             with self.hardware.autocast():
                 losses = self.shared.learn(self.task.loss, micro, number == len(micros))
@@ -189,6 +189,19 @@ class Trainer:
         first = next(iter(batch.values()))
         self._read += (len(first) if self.task.unit == "images" else first.numel()) * self.ranks.data_size
         self._flops += self.task.flops(batch) * self.ranks.data_size
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        """The batch in parts that are learnt from one after the other.
+
+        A task whose loss is of a batch as a whole, and no sum over its rows, has `micro_batches(batch, rows)`: it looks
+        at all of the batch first, and gives each part what `loss` needs to know of the others.
+        """
+        rows = self.recipe.train.micro_batch_size or self.recipe.train.batch_size
+        cut = getattr(self.task, "micro_batches", None)
+        if cut is None or len(next(iter(batch.values()))) <= rows:
+            return split(batch, rows)
+        with self.hardware.autocast():
+            return self.shared.run(cut, batch, rows)
 
     def _read_losses(self) -> None:
         """Read what is still on the device.

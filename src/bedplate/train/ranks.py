@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -108,6 +108,10 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def gather(self, values: Tensor) -> Tensor:
+        """All ranks' rows of values `(B, ...)` in the order of the ranks, `(W B, ...)`; gradients come back to each."""
+        return values if self.size == 1 else _Gather.apply(values, self.rank, self.size)
+
     def same(self, value: T) -> T:
         """The main rank's value, on every rank."""
         if self._control is None:
@@ -147,6 +151,24 @@ class Ranks:
         done: list[T] = []
         self.on_main(lambda: done.append(work()))
         return done[0]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all ranks. A rank's loss has gradients for the rows of others, too: each gets the sum of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rank: int, size: int) -> Tensor:
+        ctx.rows = slice(rank * len(values), (rank + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[ctx.rows], None, None
 
 
 def _connect(backend: str, timeout: float) -> None:

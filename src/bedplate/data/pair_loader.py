@@ -1,0 +1,176 @@
+"""Batches of pictures with a text each; order and texts are pure functions of (seed, step): resuming needs no more."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from bedplate.data.pairs import Pairs, drawn_text
+from bedplate.data.picture_order import Batch, InOrder, Shuffled
+from bedplate.data.pixel_store import PixelStore
+from bedplate.data.tokenizer import end_of_text_id
+from bedplate.errors import InputError
+
+KEPT = 2**17
+"""Texts whose tokens are remembered."""
+PLAIN = ("{}",)
+
+
+class TextEncoder:
+    """Texts as rows of token ids, each behind what the tokenizer puts before a text and with the end token after it.
+
+    Args:
+        tokenizer: Has an end-of-text token.
+        context: Most tokens of a row, the end token included; longer texts lose their end.
+
+    Attributes:
+        end: The end token, which also fills up rows.
+        cut: Different texts that were cut so far.
+
+    Raises:
+        InputError: The tokenizer has no end token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, context: int, end: int | None = None) -> None:
+        assert context >= 2
+        self.tokenizer, self.context, self.cut = Tokenizer.from_str(tokenizer.to_str()), context, 0
+        self.tokenizer.encode_special_tokens = True  # what a text spells out stays text
+        self.end = end_of_text_id(tokenizer) if end is None else end
+        self._row = lru_cache(maxsize=KEPT)(self._encode)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids `(B, L)` int64, as long as the longest text; the others are filled up with the end token."""
+        rows = [self._row(text) for text in texts]
+        ids = np.full((len(rows), max(map(len, rows), default=1)), self.end, np.int64)
+        for row, values in zip(ids, rows, strict=True):
+            row[: len(values)] = values
+        return torch.from_numpy(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text).ids
+        # An end token before the text, as encoders have it, would end it; one behind it is written below.
+        first = next((place for place, token in enumerate(ids) if token != self.end), len(ids))
+        ids = ids[first:]
+        ids = ids[: ids.index(self.end)] if self.end in ids else ids
+        self.cut += len(ids) >= self.context
+        return [*ids[: self.context - 1], self.end]
+
+
+class PairLoader(Shuffled):
+    """Batches for training: every picture that is not broken once an epoch, each time with a text drawn anew.
+
+    All batches are full: one may hold the end of an epoch and the beginning of the next.
+
+    Args:
+        pairs: The pictures and texts.
+        encoder: Of the texts.
+        batch_size: Pictures of the global batch (all ranks together).
+        seed: Chooses the order and the texts.
+        store: The pixels of `pairs`.
+        rank, world_size: This process among all (W); it gets rows [rank B / W, (rank + 1) B / W) of the global batch.
+        templates: What texts are put into, see `pairs.drawn_text`.
+
+    Raises:
+        InputError: A batch that ranks cannot share, or a template without its place for a text.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        encoder: TextEncoder,
+        batch_size: int,
+        seed: int,
+        store: PixelStore,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        templates: Sequence[str] = PLAIN,
+    ) -> None:
+        assert len(pairs) == len(store)
+        self._pairs, self._encoder, self._templates = pairs, encoder, check_templates(templates)
+        super().__init__(store.usable, partial(_pictures, store, pairs.targets), batch_size, seed, rank, world_size)
+
+    def batch(self, step: int) -> Batch:
+        """This rank's rows of the batch of one step (B = batch_size / world_size).
+
+        Returns:
+            `pixels` uint8 (B, 3, H, W); `ids` int64 (B, L), each text with the end token, filled up with the end token;
+            `group` int64 (B,), equal where pictures mean the same, and `text` int64 (B,), equal where the texts are;
+            `index` int64 (B,) of the pictures.
+        """
+        texts = self.texts(step)
+        return super().batch(step) | {"ids": self._encoder(texts), "text": _marks(texts)}
+
+    def texts(self, step: int) -> list[str]:
+        """The texts of this rank's rows of the batch of one step."""
+        pairs = self._pairs
+        return [
+            drawn_text(pairs.texts[i], self._templates, self._seed, step, row, pairs.whole[i] if pairs.whole else None)
+            for i, row in zip(self.index(step).tolist(), self._rows.tolist(), strict=True)
+        ]
+
+
+class PairEvalLoader(InOrder):
+    """All pictures that are not broken once, in their order, each with its first text in the first template.
+
+    Args:
+        pairs, encoder, store, templates: As of `PairLoader`.
+        batch_size: Pictures of a batch; the last has fewer where they run out.
+        max_batches: Stop after so many batches; None for all.
+        rank, world_size: This process among all (W). It gets batches rank, rank + W, ...; where they run out the last
+            one again, so that every rank has as many.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        encoder: TextEncoder,
+        batch_size: int,
+        store: PixelStore,
+        max_batches: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        templates: Sequence[str] = PLAIN,
+    ) -> None:
+        assert len(pairs) == len(store)
+        template, targets = check_templates(templates)[0], pairs.targets
+
+        def collate(index: NDArray[np.int64]) -> Batch:
+            texts = [template.replace("{}", pairs.texts[i][0]) for i in index.tolist()]
+            return _pictures(store, targets, index) | {"ids": encoder(texts), "text": _marks(texts)}
+
+        super().__init__(store.usable, collate, batch_size, max_batches, rank, world_size)
+
+
+def check_templates(templates: Sequence[str]) -> list[str]:
+    """The templates, where each has exactly one place for a text.
+
+    Raises:
+        InputError: One that has not, or none at all.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise InputError(f"template {template!r} must have one {{}}, where the text belongs: a picture of {{}}")
+    if not templates:
+        raise InputError('no template is given; "{}" shows a text as it is')
+    return list(templates)
+
+
+def _marks(texts: Sequence[str]) -> Tensor:
+    """(B,) int64, equal where the texts are."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
+
+
+def _pictures(store: PixelStore, targets: NDArray[np.int64], index: NDArray[np.int64]) -> Batch:
+    return {
+        "pixels": torch.from_numpy(store.pixels(index)),
+        "group": torch.from_numpy(targets[index]),
+        "index": torch.from_numpy(index),
+    }
