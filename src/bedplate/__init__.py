@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _VERBS = (
     "doctor",
+    "draw",
     "evaluate",
     "finetune",
     "generate",
@@ -35,6 +36,7 @@ __all__ = ["InputError", "__version__", *_VERBS]
 
 if TYPE_CHECKING:
     from bedplate.api.doctor import doctor as doctor
+    from bedplate.api.draw import draw as draw
     from bedplate.api.evaluate import evaluate as evaluate
     from bedplate.api.finetune import finetune as finetune
     from bedplate.api.generate import generate as generate

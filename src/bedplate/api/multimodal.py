@@ -20,6 +20,7 @@ from bedplate.recipe.read import read_as, task_of
 RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "image_tokens": ("bedplate.api.image_tokens_run", "ImageTokensRun"),
+        "draw": ("bedplate.api.draw_run", "DrawRun"),
     }
 )
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""

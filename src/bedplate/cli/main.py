@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from bedplate import __version__
 from bedplate.cli import (
     doctor,
+    draw,
     evaluate,
     finetune,
     generate,
@@ -84,6 +85,7 @@ for _name, _verb in {
     "transfer": transfer,
     "predict": predict,
     "generate": generate,
+    "draw": draw,
     "evaluate": evaluate,
     "tokenizer": tokenizer,
     "prepare": prepare,

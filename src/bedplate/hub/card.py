@@ -60,6 +60,11 @@ IMAGES = {
         'model.encode("photo.jpg").shape',
         "A discrete tokenizer of pictures of {}x{} pixels",
     ),
+    "draw": (
+        "text-to-image",
+        'model.draw("a red heart", n=4, seed=0)',
+        "A model that draws pictures of {}x{} pixels from texts",
+    ),
 }
 
 

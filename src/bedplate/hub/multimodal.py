@@ -15,6 +15,7 @@ from torch import nn
 KINDS: Mapping[str, str] = MappingProxyType(
     {
         "bedplate_image_tokens": "bedplate.hub.image_tokens_model",
+        "bedplate_draw": "bedplate.hub.draw_model",
     }
 )
 """`model_type` in a config file -> the module whose `load_directory(directory, device, dtype)` reads it."""

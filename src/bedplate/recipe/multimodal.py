@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from bedplate.recipe.draw import DrawRecipe
 from bedplate.recipe.image_tokens import ImageTokensRecipe
 from bedplate.recipe.pictures import PictureRecipe
 
 RECIPES: Mapping[str, type[PictureRecipe]] = MappingProxyType(
     {
         "image_tokens": ImageTokensRecipe,
+        "draw": DrawRecipe,
     }
 )
 """`task` -> the kind of recipe that has it."""

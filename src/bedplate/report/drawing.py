@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from bedplate.report.page import by_step, chart, run_report, table, text
 from bedplate.report.pictures import grid
 from bedplate.report.plot import line_chart
@@ -15,6 +13,7 @@ PSNR = (
     "The peak signal-to-noise ratio (PSNR) says how near a picture comes to itself through its codes, in dB: 6 dB more "
     "is half the error. Perplexity is as how many equally frequent codes the codes of the held-out pictures are."
 )
+CHOSEN = "Names and seeds are drawn by the seed of the run, not by hand."
 
 
 def image_tokens_report(record: Mapping[str, Any]) -> str:
@@ -22,7 +21,9 @@ def image_tokens_report(record: Mapping[str, Any]) -> str:
 
     `record` holds "validation" ({"psnr", "codebook_use", "perplexity"}, as metrics) and what `run_report` takes.
     """
-    sections = [learning(record, "psnr", "PSNR in dB, higher is better")] if record.get("metrics") else []
+    sections: list[tuple[str, list[str]]] = []
+    if record.get("metrics"):
+        sections.append(learning(record["metrics"], "PSNR in dB, higher is better", held_out="val_psnr"))
     if measured := record.get("validation"):
         names = {"psnr": "PSNR, dB", "codebook_use": "Share of the codes in use", "perplexity": "Perplexity"}
         rows = [[label, _shown(measured[key])] for key, label in names.items()]
@@ -34,13 +35,10 @@ def image_tokens_report(record: Mapping[str, Any]) -> str:
     return run_report({**record, "metrics": [], "sections": sections})
 
 
-def learning(record: Mapping[str, Any], metric: str, label: str) -> tuple[str, list[str]]:
-    """The section of a metric of held-out pictures and of the loss."""
-    rows = record["metrics"]
-    quality = line_chart({"held-out": by_step(rows, f"val_{metric}")}, title=label, x_label="step", y_label=label)
-    losses = {"held-out": by_step(rows, "val_loss"), "training": by_step(rows, "loss")}
-    loss = line_chart(losses, title="Loss", x_label="step", y_label="lower is better", y_log=True)
-    return "How it learned", [chart(quality), chart(loss)] if metric != "loss" else [chart(loss)]
+def learning(rows: Sequence[Mapping[str, Any]], label: str, **lines: str) -> tuple[str, list[str]]:
+    """The section of what was measured while training, from the rows of metrics.jsonl: one chart of these lines."""
+    points = {name.replace("_", " "): by_step(rows, key) for name, key in lines.items()}
+    return "How it learned", [chart(line_chart(points, title=label, x_label="step", y_label=label))]
 
 
 def _shown(metric: Mapping[str, float]) -> str:
@@ -48,8 +46,19 @@ def _shown(metric: Mapping[str, float]) -> str:
     return f"{metric['value']:.4g}{ends}"
 
 
-def drawn_by_prompt(drawings: Mapping[str, Sequence[Image.Image]], columns: int) -> str:
-    """Drawings of each prompt, a line a prompt."""
-    shown = [image for images in drawings.values() for image in images]
-    captions = [prompt if n == 0 else " " for prompt, images in drawings.items() for n in range(len(images))]
-    return grid(shown, captions, columns=columns)
+def draw_report(record: Mapping[str, Any]) -> str:
+    """The page of a model that draws: `run_report` with how it learned and `drawings`, {heading: {prompt: PIL images}}.
+
+    `record` holds "each", drawings of a prompt, and what `run_report` takes.
+    """
+    sections: list[tuple[str, list[str]]] = []
+    if record.get("metrics"):
+        lines = {"held_out": "val_loss", "held_out_without_its_text": "val_loss_without_text", "training": "loss"}
+        sections.append(learning(record["metrics"], "nats a code, lower is better", **lines))
+    for heading, drawings in record["drawings"].items():
+        shown = [image for images in drawings.values() for image in images]
+        captions = [prompt for prompt, images in drawings.items() for _ in images]
+        sections.append((heading, [grid(shown, captions, columns=record["each"])]))
+    if record["drawings"]:
+        sections[-1][1].append(text(CHOSEN, muted=True))
+    return run_report({**record, "metrics": [], "sections": sections})
