@@ -35,8 +35,8 @@ def draw(
 
     Args:
         model: a model that draws, or what `load` takes.
-        out: the file of a picture (several become NAME-1.png, NAME-2.png, ...), or a folder, whose files are named after
-            their prompts. Without it nothing is written.
+        out: the file of a picture (several become NAME-1.png, NAME-2.png, ...), or a folder, whose files are named
+            after their prompts. Without it nothing is written.
         overwrite: replace files that are there.
         seed: of a prompt's first picture; the next has seed + 1.
         guidance: how closely the text is followed; 1 is the model as it was trained.

@@ -25,7 +25,12 @@ RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""
 
-MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType({})
+MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "ImageTokensModel": ("bedplate.api.drawings", "evaluate_image_tokens"),
+        "DrawModel": ("bedplate.api.drawings", "evaluate_drawings"),
+    }
+)
 """Class of `MultimodalModel` -> (module, function of (model, data, column, label, ...) in it) that measures it."""
 
 

@@ -122,11 +122,14 @@ class DrawModel(MultimodalModel):
         for text in dict.fromkeys(texts):
             if not text.strip():
                 raise InputError("the prompt is empty; say what to draw")
-            if (count := len(self.tokenizer.encode(text).ids)) >= c.text_length:
-                raise InputError(
-                    f"the prompt {text[:40]!r} has {count} tokens and the model reads {c.text_length - 1}; shorten it"
-                )
+            if not self.fits(text):
+                room = c.text_length - 1
+                raise InputError(f"the prompt {text[:40]!r} has more than the {room} tokens that are read; shorten it")
         return TextEncoder(self.tokenizer, c.text_length, c.end_token_id)([text.strip() for text in texts])
+
+    def fits(self, text: str) -> bool:
+        """Whether a text is short enough to be drawn."""
+        return len(self.tokenizer.encode(text).ids) < self.module.dalle.config.text_length
 
     def _prefix(self, picture: Source, keep: float) -> Tensor:
         """The codes `(K,)` of a picture's upper rows."""
