@@ -15,6 +15,8 @@ from bedplate.errors import InputError
 __version__ = "0.1.0"
 
 _VERBS = (
+    "ask",
+    "caption",
     "doctor",
     "draw",
     "evaluate",
@@ -28,6 +30,7 @@ _VERBS = (
     "prepare",
     "pretrain",
     "quickstart",
+    "search",
     "tokenizer",
     "transfer",
 )
@@ -35,6 +38,8 @@ _VERBS = (
 __all__ = ["InputError", "__version__", *_VERBS]
 
 if TYPE_CHECKING:
+    from bedplate.api.ask import ask as ask
+    from bedplate.api.caption import caption as caption
     from bedplate.api.doctor import doctor as doctor
     from bedplate.api.draw import draw as draw
     from bedplate.api.evaluate import evaluate as evaluate
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from bedplate.api.prepare import prepare as prepare
     from bedplate.api.pretrain import pretrain as pretrain
     from bedplate.api.quickstart import quickstart as quickstart
+    from bedplate.api.search import search as search
     from bedplate.api.tokenizer import tokenizer as tokenizer
     from bedplate.api.transfer import transfer as transfer
 

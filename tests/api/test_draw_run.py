@@ -178,6 +178,24 @@ def test_the_image_tokenizer_is_measured_on_pictures(tokens: Path, pairs: Path) 
         bedplate.evaluate(tokens, pairs, label="x")
 
 
+def test_a_clip_judges_drawings(drawing: Path, pairs: Path, tmp_path: Path) -> None:
+    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    recipe = {
+        "task": "contrast",
+        "out": str(tmp_path / "clip"),
+        "model": {"text": tower | {"vocab_size": 300}, "image": tower | {"image_size": 16}, "projection_dim": 16},
+        "data": {"path": str(pairs), "val_fraction": 0.0, "workers": 1},
+        "train": TRAIN | {"steps": 1},
+    }
+    bedplate.pretrain(recipe)
+    result = bedplate.evaluate(drawing, pairs, judge=tmp_path / "clip", names=5, each=2)
+    assert result["n"] == 10 and result["names"] == 5
+    shares = ("accuracy", "real_accuracy", "copied", "held_out_first", "held_out_second", "held_out_both")
+    assert {*shares, "frechet", "frechet_copy"} == result["metrics"].keys()
+    assert all(0 <= result["metrics"][name]["value"] <= 1 for name in shares)
+    assert result["metrics"]["held_out_both"]["n"] == 4
+
+
 def test_what_is_not_for_drawing_is_refused(drawing: Path, tokens: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give a CLIP as judge"):
         bedplate.evaluate(drawing, pairs)

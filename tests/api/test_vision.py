@@ -86,6 +86,21 @@ def test_pictures_without_labels_become_a_base(pretrained: Path) -> None:
     assert model.embed(_picture((0, 0, 0), 0)).shape == (1, 16)
 
 
+def test_telling_views_apart_makes_a_base_too(pictures: Path, tmp_path: Path) -> None:
+    views = {"crop_scale": [0.4, 1.0], "colour": 0.2, "grey": 0.1}
+    recipe = _recipe("simclr", tmp_path / "run", pictures / "train", model={"pooling": "mean"}, augment=views)
+    bedplate.pretrain(recipe)
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses[-1] < losses[0]
+    model = bedplate.load(tmp_path / "run")
+    assert model.embed(_picture((0, 0, 0), 0)).shape == (1, 16)
+    labelled = _recipe("classify_images", tmp_path / "next", pictures / "train", base=str(tmp_path / "run"))
+    del labelled["model"]
+    bedplate.finetune(labelled, "train.steps=2")
+    assert bedplate.load(tmp_path / "next").labels == ["blue", "green", "red"]
+
+
 def test_a_base_learns_labels_and_is_used(pretrained: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = _recipe(
         "classify_images",
@@ -263,11 +278,15 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("image_size=18x18 is not a multiple of patch_size=4", bedplate.pretrain, "model.image_size=18")
     refused("no labels", bedplate.pretrain, f"data.path={pictures / 'train' / 'red'}")
     refused("augment.mixup mixes labels", bedplate.pretrain, "task=mae", "augment.mixup=0.2")
+    refused("micro_batch_size is not for task: simclr", bedplate.pretrain, "task=simclr", "train.micro_batch_size=2")
+    refused("`augment` makes none", bedplate.pretrain, "task=simclr")
     refused("evaluate.metric='map'", bedplate.pretrain, "evaluate.metric=map")
     refused("did you mean 'augment.flip'", bedplate.pretrain, "augment.flop=true")
     refused("label 'teal' is not among", bedplate.pretrain, f"data.test_path={_odd(tmp_path)}")
     refused("augment.scale is not for task: classify_images", bedplate.pretrain, "augment.scale=[0.5, 1]")
     refused("fit=cover is not for task: detect", bedplate.pretrain, "task=detect", "data.fit=cover")
+    with pytest.raises(InputError, match="ImageModel writes no texts"):
+        bedplate.generate(bedplate.load(pretrained), "a text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is for models of images"):
         bedplate.predict(tiny_model, "a text", draw="x.png")
     with pytest.raises(InputError, match="labels is for models of text"):

@@ -224,7 +224,7 @@ def test_a_picture_lost_in_training_is_an_error(images: LabelledImages, tmp_path
 def test_bad_settings(images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for size, mode, workers, said in [
         ((0, 8), "cover", 1, "give sides of 1 or more"),
-        ((8, 8), "crop", 1, "one of cover, letterbox, stretch"),
+        ((8, 8), "squash", 1, "one of cover, crop, letterbox, stretch"),
         ((8, 8), "cover", 0, "workers 0 is not a number of processes"),
     ]:
         with pytest.raises(InputError, match=said):

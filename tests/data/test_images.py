@@ -232,8 +232,23 @@ def test_cover_cuts_the_centre() -> None:
     assert np.abs(np.asarray(cover(Image.fromarray(wide), 10, 10)).astype(int) - np.asarray(expected)).max() <= 1
 
 
+@pytest.mark.parametrize("size", [(80, 40), (33, 70), (10, 10), (7, 9), (3, 200)])
+def test_crop_is_a_resize_and_a_cut(size: tuple[int, int]) -> None:
+    picture, side = Image.fromarray(noise(size[1], size[0], 3)), 10
+    shorter = min(size)
+    scaled = tuple(side if each == shorter else int(side * each / shorter) for each in size)
+    whole = picture.resize(scaled, Image.Resampling.BICUBIC)  # type: ignore[arg-type]
+    left, top = (scaled[0] - side) // 2, (scaled[1] - side) // 2
+    expected = np.asarray(whole.crop((left, top, left + side, top + side))).astype(int)
+    assert np.abs(np.asarray(fit(picture, side, side, "crop")).astype(int) - expected).max() <= 1
+    with pytest.raises(InputError, match="cannot be cropped; that is for squares"):
+        fit(picture, side, side + 1, "crop")
+
+
 def test_bad_sizes_and_modes() -> None:
-    with pytest.raises(InputError, match="'crop' is no way to fit a picture: give one of cover, letterbox, stretch"):
-        fit(Image.new("RGB", (2, 2)), 2, 2, "crop")
+    with pytest.raises(
+        InputError, match="'squash' is no way to fit a picture: give one of cover, crop, letterbox, stretch"
+    ):
+        fit(Image.new("RGB", (2, 2)), 2, 2, "squash")
     with pytest.raises(InputError, match="give sides of 1 or more"):
         fit(Image.new("RGB", (2, 2)), 0, 2, "cover")

@@ -210,7 +210,7 @@ def test_configs_come_back(config: VisionConfig | MAEConfig) -> None:
         ({"patch_size": [16, 16]}, r"patch_size=\[16, 16\] is not supported; supported: one number"),
         ({"image_size": [32, "a"]}, "image_size.1='a': input should be a valid integer"),
         ({"image_size": 225}, "c.json: image_size=225x225 is not a multiple of patch_size=16"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' is not supported"),
+        ({"hidden_act": "gelu_10"}, "hidden_act='gelu_10' is not supported"),
         ({"num_attention_heads": 7}, "a hidden size of 768 is not a multiple of 7 attention heads"),
         ({"head_dim": 16}, "head_dim=16 is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config=.* is not supported"),

@@ -116,7 +116,7 @@ class DrawRun(PictureRun[DrawRecipe]):
             held.append(part)
         self.parts = {"train": train} | ({"val": _joined(held)} if held else {})
         for name, part in self.parts.items():
-            self.store(name, part, self.processor.size)  # type: ignore[arg-type]  # it reads what both kinds have
+            self.store(name, part, self.processor.size)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},
             "dropped": dict(whole.dropped),

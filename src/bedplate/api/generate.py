@@ -52,7 +52,7 @@ def generate(
         [{"prompt", "text"}], one a prompt.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype, adapter)
+    loaded = _language_model(model, device, dtype, adapter)
     options: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty}
     options |= {"early_stopping": early_stopping}
     if num_beams <= 1:
@@ -93,5 +93,18 @@ def converse(
     Raises:
         InputError: the model cannot be loaded, or has no chat template.
     """
-    loaded = model if isinstance(model, Model) else load(model, choose_device(device), dtype, adapter)
+    loaded = _language_model(model, device, dtype, adapter)
     return Conversation(loaded, system, **options)
+
+
+def _language_model(model: Any, device: str, dtype: str | None, adapter: str | Path | None) -> Model:
+    """The model itself, or what `load` makes of a path.
+
+    Raises:
+        InputError: it is a model of another kind, or nothing that can be loaded.
+    """
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, str | Path):
+        raise InputError(f"{type(model).__name__} writes no texts; give a language model, or the path of one")
+    return load(model, choose_device(device), dtype, adapter)

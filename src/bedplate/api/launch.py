@@ -61,7 +61,8 @@ def launch(
             scheduler, `out` is a folder that other nodes do not see, or `output` exists.
     """
     path, task = Path(recipe), task_of(recipe, overrides)
-    kinds: dict[str, type[Recipe | PictureRecipe]] = {**dict.fromkeys(PICTURES, VisionRecipe), **RECIPES}
+    kinds: dict[str, type[Recipe | PictureRecipe]] = dict(RECIPES)
+    kinds |= dict.fromkeys(PICTURES, VisionRecipe)
     resolved = read_as(kinds.get(task or "", Recipe), recipe, overrides)
     if scheduler not in WRITERS:
         raise InputError(f"scheduler {scheduler!r} is unknown; choose one of {', '.join(WRITERS)}")

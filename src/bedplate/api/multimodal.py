@@ -19,6 +19,8 @@ from bedplate.recipe.read import read_as, task_of
 
 RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "contrast": ("bedplate.api.contrast_run", "ContrastRun"),
+        "answer": ("bedplate.api.answer_run", "AnswerRun"),
         "image_tokens": ("bedplate.api.image_tokens_run", "ImageTokensRun"),
         "draw": ("bedplate.api.draw_run", "DrawRun"),
     }
@@ -27,6 +29,8 @@ RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "ClipModel": ("bedplate.api.contrast_measure", "measure_clip"),
+        "ReaderModel": ("bedplate.api.answer_measure", "measure_reader"),
         "ImageTokensModel": ("bedplate.api.drawings", "evaluate_image_tokens"),
         "DrawModel": ("bedplate.api.drawings", "evaluate_drawings"),
     }

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
-from bedplate.data.image_files import LabelledImages
+from bedplate.data.image_refs import Pictures
 from bedplate.data.loader import Loader, prefetch
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
@@ -55,7 +55,7 @@ class PictureRun(Run[P]):
         self.weights = iter(list(module.named_parameters()))
         return module.to("meta")
 
-    def store(self, name: str, images: LabelledImages, size: tuple[int, int]) -> PixelStore:
+    def store(self, name: str, images: Pictures, size: tuple[int, int]) -> PixelStore:
         """The pixels of a part's pictures at one size; `stores` keeps it, for what is broken."""
         self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.workers)
         return self.stores[name]

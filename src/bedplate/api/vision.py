@@ -26,13 +26,21 @@ def run_vision(recipe: Any, overrides: Sequence[str], *, resume: bool, verb: str
     from bedplate.api.vision_detect import DetectRun
     from bedplate.api.vision_mae import MAERun
     from bedplate.api.vision_run import VisionRun
+    from bedplate.api.vision_simclr import SimCLRRun
 
     resolved: VisionRecipe = read_vision_recipe(recipe, overrides)
     if verb == "finetune" and resolved.base is None:
         raise InputError(f"finetune needs a `base`; to train {resolved.task} from scratch use bedplate pretrain")
-    if verb == "finetune" and resolved.task == "mae":
-        raise InputError("task: mae learns without labels: use bedplate pretrain (a `base` may be given there)")
+    if verb == "finetune" and resolved.task in ("mae", "simclr"):
+        raise InputError(
+            f"task: {resolved.task} learns without labels: use bedplate pretrain (a `base` may be given there)"
+        )
     name = recipe if isinstance(recipe, str | Path) else resolved.out / "recipe.yaml"
-    runs: Mapping[str, type[VisionRun]] = {"mae": MAERun, "classify_images": ClassifyImagesRun, "detect": DetectRun}
+    runs: Mapping[str, type[VisionRun]] = {
+        "mae": MAERun,
+        "simclr": SimCLRRun,
+        "classify_images": ClassifyImagesRun,
+        "detect": DetectRun,
+    }
     command = shlex.join(["bedplate", verb, str(name), *overrides])
     return runs[resolved.task](resolved, resume, command, verb).run()

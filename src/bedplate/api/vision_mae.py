@@ -10,21 +10,17 @@ from typing import Any
 
 import torch
 
-from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_report import write_mae_report
-from bedplate.api.vision_run import VisionRun
+from bedplate.api.vision_unlabelled import UnlabelledRun
 from bedplate.data.augment import ImageAugment
-from bedplate.data.image_files import fingerprint, read_images, split_images
-from bedplate.data.image_loader import ImageLoader
 from bedplate.models.mae import MAE, MAEConfig
 from bedplate.tasks.reconstruct import Reconstruct
 from bedplate.train.log import RunLog
-from bedplate.train.loop import Trainer
 
 SHOWN = 8  # reconstructions in the report
 
 
-class MAERun(VisionRun):
+class MAERun(UnlabelledRun):
     """A masked autoencoder."""
 
     module: MAE
@@ -36,7 +32,7 @@ class MAERun(VisionRun):
         encoder = self.make_encoder(log)
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
-        self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
+        self.timed("data", lambda: self.ranks.main_first(lambda: self.read(log)))
         inner = replace(  # all but its sizes is the encoder's, as the config file has it
             encoder.config.trunk,
             hidden_size=decoder.hidden_size,
@@ -58,35 +54,6 @@ class MAERun(VisionRun):
         seen = None if augment is None else partial(augment, size=self.processor.size)
         self.task = Reconstruct(self.module, self.processor.mean, self.processor.std, seen, self.ranks.interleave)
         log.say(f"{self.parameters():,} parameters, of which the decoder is left behind afterwards.")
-
-    def _read(self, log: RunLog) -> None:
-        data = self.recipe.data
-        whole = train = read_images(data.path, data.image, label="")
-        val = read_images(data.val_path, data.image, label="") if data.val_path else None
-        same = 0
-        if val is not None:
-            train, same = without_same(train, val)
-        elif data.val_fraction:
-            train, val = split_images(train, data.val_fraction, self.recipe.seed)
-        self.parts = {"train": train} | ({} if val is None else {"val": val})
-        rows, seed = self.recipe.train.batch_size, self.recipe.seed
-        self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size), *self.shares)
-        self.val = None if val is None else self.eval_loader("val", val)
-        self.found = {
-            **{name: len(part) for name, part in self.parts.items()},
-            "dropped": dict(whole.dropped),
-            "equal_pictures": same,
-            "broken": self.broken(),
-        }
-        for line in said(self.found):
-            log.say(line)
-
-    def trainer(self, log: RunLog) -> Trainer:
-        return self.make_trainer(self.loader_data(self.loader, self.val), self.loader.steps_per_epoch, log)
-
-    def facts(self) -> list[dict[str, Any]]:
-        marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
-        return [{"fingerprint": " ".join(marks), **self.found}]
 
     def measure(self) -> None:
         """Held-out pictures (or those of training, where none are held out): as they are, hidden, and drawn."""

@@ -14,6 +14,7 @@ from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.data.image_refs import ImageRef
 from bedplate.metrics.calibration import reliability
 from bedplate.metrics.classification import per_class_intervals
+from bedplate.report.adapt import Sections
 from bedplate.report.page import run_report
 from bedplate.report.pictures import triples
 from bedplate.report.vision import classification_report, detection_report
@@ -67,15 +68,23 @@ def write_mae_report(
     out: Path, record: Mapping[str, Any], timings: Mapping[str, float], shown: Mapping[str, Tensor]
 ) -> None:
     """Write `out/report.html` of a masked autoencoder; `shown` are images `(B, 3, H, W)` uint8 of each kind, if any."""
-    page = _page(out, record, timings, [])
-    page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={out}/model data.path=YOUR_FOLDER"]
+    sections: Sections = []
     if shown:
         kinds = [
             [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in shown[kind]]
             for kind in ("original", "masked", "reconstructed")
         ]
-        page["sections"] = [("What it draws", [triples(*kinds)])]
-    write_page(out, run_report(page))
+        sections = [("What it draws", [triples(*kinds)])]
+    write_encoder_report(out, record, timings, sections)
+
+
+def write_encoder_report(
+    out: Path, record: Mapping[str, Any], timings: Mapping[str, float], sections: Sections | None = None
+) -> None:
+    """Write `out/report.html` of a model that learnt without labels, with `sections` of its own."""
+    page = _page(out, record, timings, [])
+    page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={out}/model data.path=YOUR_FOLDER"]
+    write_page(out, run_report(page | {"sections": sections or []}))
 
 
 def _page(out: Path, record: Mapping[str, Any], timings: Mapping[str, float], inputs: Sequence[str]) -> dict[str, Any]:

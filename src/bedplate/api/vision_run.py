@@ -14,6 +14,7 @@ from bedplate.hub.image_model import ImageModel
 from bedplate.hub.load import load
 from bedplate.hub.processor import ImageProcessor
 from bedplate.hub.vision_directory import VisionModule, encoder_of, save_vision_directory
+from bedplate.models.simclr import SimCLR
 from bedplate.models.vit import VisionConfig, VisionModel
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS
@@ -30,7 +31,7 @@ class VisionRun(PictureRun[VisionRecipe]):
 
     default_size: ClassVar[tuple[int, int]] = (32, 32)
     default_fit: ClassVar[str] = "stretch"
-    module: VisionModule
+    module: VisionModule | SimCLR
 
     def make_encoder(self, log: RunLog) -> VisionModel:
         """What reads pictures: the base's, or a fresh one; `processor` follows from both and the recipe.
@@ -96,6 +97,7 @@ class VisionRun(PictureRun[VisionRecipe]):
         }
 
     def write_model(self, card: str) -> None:
+        assert not isinstance(self.module, SimCLR)  # whose encoder alone is kept
         save_vision_directory(self.out / "model", self.module, self.processor, card, overwrite=True)
 
     def record(self) -> dict[str, Any]:
@@ -117,6 +119,8 @@ def image_augment(recipe: VisionRecipe, size: tuple[int, int]) -> ImageAugment |
         shift=a.shift,
         randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
         colour=a.colour,
+        hue=a.hue,
+        grey=a.grey,
         erasing=a.erasing,
         mixup=a.mixup,
         cutmix=a.cutmix,

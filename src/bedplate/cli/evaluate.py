@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bedplate.cli.answers import print_answers
 from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json, say
 from bedplate.cli.tasks import print_tasks
@@ -68,6 +69,7 @@ def command(
       bedplate evaluate quickstart/model --suite blimp
       bedplate evaluate runs/detect --data coco-folder
       bedplate evaluate runs/summarize --data my-summaries.jsonl
+      bedplate evaluate runs/reader --data my-questions.jsonl
       bedplate evaluate quickstart/model --data my-news.csv --labels "sports,politics,business"
       bedplate evaluate runs/draw --data my-pairs --judge runs/contrast
     """
@@ -106,6 +108,12 @@ def command(
         return
     for name, metric in result["metrics"].items():
         print(f"{name}: {metric['value']:.4f} (95 % interval {metric['low']:.4f} to {metric['high']:.4f})")
+    if "unit" in result:
+        _print_zero_shot(result)
+        return
+    if "kinds" in result:
+        print_answers(result)
+        return
     if "tokens" not in result and "sequence_length" not in result and not result.get("baselines"):
         _print_pictures(result)
         return
@@ -124,6 +132,20 @@ def command(
 def _print_pictures(result: dict[str, Any]) -> None:
     """How many pictures were scored, and of a classifier which labels were taken for which."""
     print(f"{result['n']:,} pictures")
+    if "confusion" in result:
+        _print_confusion(result)
+
+
+def _print_zero_shot(result: dict[str, Any]) -> None:
+    """What guessing reaches, and what was scored."""
+    for name, values in result["baselines"].items():
+        for metric, share in values.items():
+            print(f"{metric} of {name}: {share['value']:.4f}")
+    print(f"{result['n']:,} {result['unit']}")
+    for what, count in result["data"]["dropped"].items():
+        print(f"left out: {count:,} {what}")
+    for broken in result["data"]["broken"]:
+        print(f"left out: {broken}")
     if "confusion" in result:
         _print_confusion(result)
 

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from bedplate import __version__
 from bedplate.cli import (
+    ask,
+    caption,
     doctor,
     draw,
     evaluate,
@@ -26,6 +28,7 @@ from bedplate.cli import (
     prepare,
     pretrain,
     quickstart,
+    search,
     tokenizer,
     transfer,
 )
@@ -84,7 +87,10 @@ for _name, _verb in {
     "finetune": finetune,
     "transfer": transfer,
     "predict": predict,
+    "caption": caption,
+    "ask": ask,
     "generate": generate,
+    "search": search,
     "draw": draw,
     "evaluate": evaluate,
     "tokenizer": tokenizer,

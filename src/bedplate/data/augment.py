@@ -35,6 +35,7 @@ class ImageAugment:
         randaugment: (operations, magnitude in 0..10); (0, 0) is off. See `randaugment.randaugment`.
         colour: Range of the factors of brightness, contrast and saturation, 1 - colour..1 + colour.
         hue: Greatest turn of the hue each way, in turns of the colour circle, up to 0.5.
+        grey: Probability that a picture loses its colours.
         erasing: Probability that a rectangle is filled with noise.
         mixup: Parameter of mixup's Beta distribution; 0 is off. Only `mix` uses it.
         cutmix: Parameter of CutMix's Beta distribution; 0 is off. Only `mix` uses it.
@@ -47,6 +48,7 @@ class ImageAugment:
     randaugment: tuple[int, int] = (0, 0)
     colour: float = 0.0
     hue: float = 0.0
+    grey: float = 0.0
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -70,8 +72,8 @@ class ImageAugment:
         operations, magnitude = self.randaugment
         if operations:
             pixels = randaugment(pixels, operations, magnitude)
-        if self.colour or self.hue:
-            pixels = jitter(pixels, self.colour, self.hue)
+        if self.colour or self.hue or self.grey:
+            pixels = jitter(pixels, self.colour, self.hue, self.grey)
         return mixing.erase(pixels, self.erasing) if self.erasing else pixels
 
     def mix(self, pixels: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
@@ -170,6 +172,7 @@ _RANGES = {
     "shift": (0, 1024),
     "colour": (0.0, 1.0),
     "hue": (0.0, 0.5),
+    "grey": (0.0, 1.0),
     "erasing": (0.0, 1.0),
     "mixup": (0.0, 100.0),
     "cutmix": (0.0, 100.0),

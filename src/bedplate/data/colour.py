@@ -14,7 +14,7 @@ YIQ = (LUMA, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
 """Rows: brightness, and the two axes of colour that hue turns in (NTSC)."""
 
 
-def jitter(pixels: Tensor, strength: float, hue: float) -> Tensor:
+def jitter(pixels: Tensor, strength: float, hue: float, grey: float = 0.0) -> Tensor:
     """Change the brightness, contrast and saturation of each picture by random factors, and turn its hue.
 
     The factors are uniform in 1 - `strength`..1 + `strength`, the turn is uniform within `hue` of a circle (Howard
@@ -24,10 +24,14 @@ def jitter(pixels: Tensor, strength: float, hue: float) -> Tensor:
         pixels: float32 (B, 3, H, W) in 0..1.
         strength: In 0..1.
         hue: In 0..0.5.
+        grey: Probability that a picture loses its colours.
     """
     count, device = len(pixels), pixels.device
     brightness, contrast, saturation = (uniform(count, 1 - strength, 1 + strength, device) for _ in range(3))
-    return change_colours(pixels, brightness, contrast, saturation, uniform(count, -hue, hue, device))
+    turn = uniform(count, -hue, hue, device)
+    if grey:
+        saturation = saturation * (torch.rand(count, device=device) >= grey)
+    return change_colours(pixels, brightness, contrast, saturation, turn)
 
 
 def change_colours(pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, turn: Tensor) -> Tensor:

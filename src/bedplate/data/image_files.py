@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bedplate.data import labels as labelling
 from bedplate.data.formats import ROWS, telling_damage
-from bedplate.data.image_refs import ImageRef, forget_files, idx_array
+from bedplate.data.image_refs import ImageRef, Pictures, forget_files, idx_array
 from bedplate.data.image_tables import Found, folder_labels, read_table, read_tar
 from bedplate.data.images import SUFFIXES, BadImage
 from bedplate.data.labels import check_classes, sorted_classes, unknown_label
@@ -155,7 +155,7 @@ def sample_images(data: LabelledImages, count: int, seed: int) -> LabelledImages
     return data.select(labelling.sample_indices(data.labels or [""] * len(data), count, seed))
 
 
-def same_images(train: LabelledImages, scored: LabelledImages) -> NDArray[np.int64]:
+def same_images(train: Pictures, scored: Pictures) -> NDArray[np.int64]:
     """The sorted indices of `train` whose picture is also in `scored`, byte for byte: what must not be trained on."""
     digests = {_digest(ref) for ref in scored.images} - {None}
     return np.flatnonzero([_digest(ref) in digests for ref in train.images])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, cast
+from typing import Any, BinaryIO, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,17 @@ class ImageRef:
         if isinstance(content, bytes):
             return hashlib.blake2b(content, digest_size=16).digest()
         return hashlib.blake2b(f"{content.shape}".encode() + content.tobytes(), digest_size=16).digest()
+
+
+class Pictures(Protocol):
+    """Pictures, whatever is known of them: labels, texts, or nothing."""
+
+    @property
+    def images(self) -> list[ImageRef]: ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self, cache_dir: str | Path) -> str: ...
 
 
 def beside(file: str, path: str) -> str:

@@ -190,15 +190,32 @@ def letterbox(image: Image.Image, height: int, width: int) -> tuple[Image.Image,
     return canvas, scale
 
 
+def crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Scale the shorter side to a square's and cut out the centre; bicubic, as the processors of Hugging Face's CLIP.
+
+    Those round the longer side down to whole pixels, and begin the cut at one. So does this, but in one step: a picture
+    may be very long, and is never made larger than the square.
+    """
+    if height != width:
+        raise InputError(f"pictures of {height} x {width} pixels cannot be cropped; that is for squares: use cover")
+    shorter, longer = sorted(image.size)
+    scaled = tuple(width if side == shorter else int(width * longer / shorter) for side in image.size)
+    first = tuple((side - width) // 2 for side in scaled)
+    across, down = (side / new for side, new in zip(image.size, scaled, strict=True))
+    box = (first[0] * across, first[1] * down, (first[0] + width) * across, (first[1] + height) * down)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
 FITS: dict[str, Callable[[Image.Image, int, int], Image.Image]] = {
     "cover": cover,
+    "crop": crop,
     "letterbox": lambda image, height, width: letterbox(image, height, width)[0],
     "stretch": resize_to,
 }
 
 
 def fit(image: Image.Image, height: int, width: int, mode: str) -> Image.Image:
-    """Bring a picture to a size: "cover" (cut), "letterbox" (padded) or "stretch" (out of shape).
+    """Bring a picture to a size: "cover" or "crop" (cut), "letterbox" (padded) or "stretch" (out of shape).
 
     Raises:
         InputError: Another mode, or a side below 1.

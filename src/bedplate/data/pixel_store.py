@@ -16,14 +16,14 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 
 from bedplate.data.image_files import hash_pictures
-from bedplate.data.image_refs import ImageRef
+from bedplate.data.image_refs import ImageRef, Pictures
 from bedplate.data.images import FITS, BadImage, fit, to_pixels
 from bedplate.errors import InputError
 
@@ -40,17 +40,6 @@ LIMIT_BYTES = 4_000_000_000
 CHUNK = 256
 """Pictures that a process decodes at a time."""
 MOST_BROKEN = 0.1
-
-
-class Pictures(Protocol):
-    """Pictures, whatever is known of them: labels, texts, or nothing."""
-
-    @property
-    def images(self) -> list[ImageRef]: ...
-
-    def __len__(self) -> int: ...
-
-    def fingerprint(self, cache_dir: str | Path) -> str: ...
 
 
 class PixelStore:

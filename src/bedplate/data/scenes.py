@@ -46,12 +46,16 @@ class _Object(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Layout:
-    size: tuple[int, int]
-    objects: tuple[int, int]
-    scale: tuple[float, float]
-    rotation: float
-    overlap: float
+class Layout:
+    """How scenes look; `compose` says what most of it means."""
+
+    size: tuple[int, int] = (256, 256)
+    objects: tuple[int, int] = (0, 8)
+    scale: tuple[float, float] = (0.06, 0.5)
+    rotation: float = 30.0
+    overlap: float = 0.3
+    pale: float = 0.0
+    """Share of white in the ground, from which objects of any colour then stand out."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:
@@ -64,6 +68,8 @@ class _Layout:
             raise InputError(f"rotation is {self.rotation}; give degrees in 0..180")
         if not 0 <= self.overlap < 1:
             raise InputError(f"overlap is {self.overlap}; give the share of an object that may be hidden, in 0..1")
+        if not 0 <= self.pale <= 1:
+            raise InputError(f"pale is {self.pale}; give the share of white in the ground, in 0..1")
 
 
 def compose(
@@ -93,7 +99,7 @@ def compose(
     Raises:
         InputError: No stickers, or a number out of its range, which is named.
     """
-    layout = _Layout(size, objects, scale, rotation, overlap)
+    layout = Layout(size, objects, scale, rotation, overlap)
     if not stickers:
         raise InputError("There are no stickers to compose scenes of; read some with read_stickers")
     if seed < 0:
@@ -101,17 +107,43 @@ def compose(
     by_name: dict[str, list[Sticker]] = {name: [] for name in sorted({each.name for each in stickers})}
     for each in stickers:
         by_name[each.name].append(each)
-    return (_scene(by_name, np.random.default_rng([seed, i]), i, layout) for i in range(start, start + count))
-
-
-def _scene(by_name: dict[str, list[Sticker]], draw: np.random.Generator, index: int, layout: _Layout) -> Scene:
-    height, width = layout.size
     names = list(by_name)
-    canvas = Image.fromarray(texture(draw, height, width)).convert("RGBA")
+
+    def scene(index: int) -> Scene:
+        draw = np.random.default_rng([seed, index])
+        return place(_chosen(by_name, draw, layout.objects), draw, index, names, layout)
+
+    return (scene(i) for i in range(start, start + count))
+
+
+def _chosen(
+    by_name: dict[str, list[Sticker]], draw: np.random.Generator, objects: tuple[int, int]
+) -> Iterator[Sticker]:
+    """A random number of random stickers, drawn as they are asked for, but the number when the first is."""
+    names = list(by_name)
+    for _ in range(draw.integers(objects[0], objects[1] + 1)):
+        several = by_name[names[draw.integers(len(names))]]
+        yield several[draw.integers(len(several))]
+
+
+def place(
+    stickers: Iterable[Sticker], draw: np.random.Generator, index: int, names: list[str], layout: Layout
+) -> Scene:
+    """Compose one scene of these stickers, turned and scaled at random; those that find no room are left out.
+
+    Args:
+        draw: What is random; stickers that come of it, too, are asked for one after another.
+        names: Names of all classes, sorted, also of those that are not among the stickers.
+    """
+    height, width = layout.size
+    ground = texture(draw, height, width)
+    if layout.pale:
+        ground = (ground + layout.pale * (255.0 - ground)).round().astype(np.uint8)
+    canvas = Image.fromarray(ground).convert("RGBA")
     owner = np.full((height, width), -1)  # the topmost object at each pixel
     placed: list[_Object] = []
-    for _ in range(draw.integers(layout.objects[0], layout.objects[1] + 1)):
-        each = _drawn(by_name, draw, layout)
+    for chosen in stickers:
+        each = _turned(chosen, draw, layout)
         corner = _room(each, placed, owner, draw, layout.overlap)
         if corner is None:
             continue
@@ -131,18 +163,16 @@ def _scene(by_name: dict[str, list[Sticker]], draw: np.random.Generator, index: 
     )
 
 
-def _drawn(by_name: dict[str, list[Sticker]], draw: np.random.Generator, layout: _Layout) -> _Object:
-    """A random sticker, turned, and scaled so that its box then has the side that was drawn."""
-    names = list(by_name)
-    name = names[draw.integers(len(names))]
-    image = by_name[name][draw.integers(len(by_name[name]))].image
+def _turned(chosen: Sticker, draw: np.random.Generator, layout: Layout) -> _Object:
+    """A sticker, turned, and scaled so that its box then has the side that was drawn."""
+    image = chosen.image
     image = image.rotate(draw.uniform(-layout.rotation, layout.rotation), Image.Resampling.BICUBIC, expand=True)
     image = image.crop(visible_box(image))
     low, high = (math.log(share) for share in layout.scale)
     side = max(MIN_SIDE, math.exp(draw.uniform(low, high)) * min(layout.size))
     ratio = side / max(image.size)
     image = image.resize([max(1, round(ratio * each)) for each in image.size], Image.Resampling.BICUBIC)
-    return _Object(name, image, np.asarray(image.getchannel("A")) >= VISIBLE)
+    return _Object(chosen.name, image, np.asarray(image.getchannel("A")) >= VISIBLE)
 
 
 def _room(

@@ -45,15 +45,30 @@ IMAGES = {
         'model.embed("photo.jpg").shape',
         "A masked autoencoder of pictures of {}x{} pixels",
     ),
+    "simclr": (
+        "image-feature-extraction",
+        'model.embed("photo.jpg").shape',
+        "An encoder of pictures of {}x{} pixels, learnt without labels",
+    ),
     "classify_images": (
         "image-classification",
         'model.predict("photo.jpg")[0]',
         "A classifier of pictures of {}x{} pixels",
     ),
+    "contrast": (
+        "zero-shot-image-classification",
+        'model.predict("photo.jpg", labels="cat,dog,pizza")[0]',
+        "A CLIP, which puts texts and pictures of {}x{} pixels into one space",
+    ),
     "detect": (
         "object-detection",
         'model.predict("photo.jpg")[0]',
         "A detector of objects in pictures of {}x{} pixels",
+    ),
+    "answer": (
+        "image-text-to-text",
+        'model.ask("photo.jpg", "what is it?")[0]["text"]',
+        "A reader, which writes captions of pictures of {}x{} pixels and answers questions about them",
     ),
     "image_tokens": (
         "image-to-image",

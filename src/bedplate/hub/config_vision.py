@@ -64,13 +64,16 @@ class ViTFile(BaseModel):
     quantization_config: Annotated[dict[str, Any] | None, supported(None)] = None
     stem: Stem = "patch"
     pooling: ImagePooling = "cls"
+    patch_bias: bool = True
+    pre_norm: bool = False
 
     def config(self) -> VisionConfig | MAEConfig:
         return self.encoder()
 
     def encoder(self) -> VisionConfig:
         trunk = self.trunk(self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.intermediate_size)
-        return VisionConfig(self.image_size, self.patch_size, trunk, self.num_channels, self.stem, self.pooling)
+        how = self.stem, self.pooling, self.patch_bias, self.pre_norm
+        return VisionConfig(self.image_size, self.patch_size, trunk, self.num_channels, *how)
 
     def trunk(self, width: int, layers: int, heads: int, inner: int) -> TrunkConfig:
         """One of these sizes, and with what the file says of all its trunks."""
@@ -184,6 +187,8 @@ def vision_config_to_hf(config: VisionConfig | MAEConfig, labels: Sequence[str] 
         }
     if not config.is_standard:
         values |= {"stem": encoder.stem, "pooling": encoder.pooling}
+        values |= {} if encoder.patch_bias else {"patch_bias": False}
+        values |= {"pre_norm": True} if encoder.pre_norm else {}
     if labels is not None:
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}

@@ -14,6 +14,9 @@ from torch import nn
 
 KINDS: Mapping[str, str] = MappingProxyType(
     {
+        "clip": "bedplate.hub.clip_model",
+        "bedplate_clip": "bedplate.hub.clip_model",
+        "bedplate_reader": "bedplate.hub.reader_model",
         "bedplate_image_tokens": "bedplate.hub.image_tokens_model",
         "bedplate_draw": "bedplate.hub.draw_model",
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,8 +19,15 @@ from bedplate.tasks.pixels import normalize
 
 FILE = "preprocessor_config.json"
 HALVES = (0.5, 0.5, 0.5)
-BILINEAR = 2  # PIL's number
-Fit = Literal["stretch", "cover", "letterbox"]
+BILINEAR, BICUBIC = 2, 3  # PIL's numbers
+CLIP = "CLIP"  # how the names of its processors begin
+CLIP_DEFAULTS: dict[str, Any] = {
+    "do_center_crop": True,
+    "resample": BICUBIC,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),  # of the pictures that OpenAI's were trained on
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+}
+Fit = Literal["stretch", "cover", "letterbox", "crop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,8 @@ class ImageProcessor:
 
     Attributes:
         size: (height, width) in pixels.
-        fit: "stretch", as ViT's processors of `transformers` do; "cover", cut; "letterbox", padded with grey.
+        fit: "stretch", as ViT's processors of `transformers` do; "cover", cut; "letterbox", padded with grey;
+            "crop", cut as CLIP's do, bicubic, where the others are bilinear.
         flip: whether predictions are the mean of a picture's and its mirror image's.
     """
 
@@ -75,8 +83,8 @@ class ImageProcessor:
         across, down = image.width / width, image.height / height
         if self.fit == "letterbox":
             across = down = max(across, down)
-        elif self.fit == "cover":
-            raise InputError("a detector's pictures are stretched or letterboxed, not cut (fit=cover)")
+        elif self.fit != "stretch":
+            raise InputError(f"a detector's pictures are stretched or letterboxed, not cut (fit={self.fit})")
         edges = torch.tensor([image.width, image.height] * 2, dtype=boxes.dtype)
         return (boxes * torch.tensor([across, down] * 2)).clamp(min=0).minimum(edges)
 
@@ -87,12 +95,18 @@ class ImageProcessor:
         Raises:
             InputError: a processor that does something else with a picture.
         """
-        kind = values.get("image_processor_type", values.get("feature_extractor_type", "ViTImageProcessor"))
+        kind = str(values.get("image_processor_type", values.get("feature_extractor_type", "ViTImageProcessor")))
+        is_clip = kind.startswith(CLIP)
+        if is_clip:
+            edge = values.get("size", 224)
+            edge = {"shortest_edge": edge} if isinstance(edge, int) else edge
+            values = {**CLIP_DEFAULTS, "crop_size": 224, **values, "size": edge}
         for key in ("do_resize", "do_rescale", "do_normalize"):
             if values.get(key, True) is not True:
                 raise InputError(f"{where}: {key}={values[key]!r} is not supported; this model's pictures need {key}")
-        if (resample := values.get("resample", BILINEAR)) not in (BILINEAR, None):
-            raise InputError(f"{where}: resample={resample!r} is not supported; supported: {BILINEAR} (bilinear)")
+        own, name = (BICUBIC, "bicubic") if is_clip else (BILINEAR, "bilinear")
+        if (resample := values.get("resample", own)) not in (own, None):
+            raise InputError(f"{where}: resample={resample!r} is not supported; supported: {own} ({name})")
         if abs(values.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
             raise InputError(f"{where}: rescale_factor={values['rescale_factor']!r} is not supported; supported: 1/255")
         given = _size(values.get("crop_size") if values.get("do_center_crop") else values.get("size"))
@@ -108,27 +122,32 @@ class ImageProcessor:
                 f"{where}: size={side!r} with do_center_crop={cut} is not supported; supported: height and width "
                 "without a crop, or a shortest_edge as long as the crop"
             )
-        way: Any = values.get("fit") or ("cover" if values.get("do_center_crop") else "stretch")
-        if way not in ("stretch", "cover", "letterbox"):
-            raise InputError(f"{where}: fit={way!r} of a {kind} is not supported; supported: stretch, cover, letterbox")
+        if is_clip and not cut:
+            raise InputError(f"{where}: do_center_crop=False of a {kind} is not supported; its pictures are cut")
+        way: Any = "crop" if is_clip else values.get("fit") or ("cover" if cut else "stretch")
+        if way not in (ways := get_args(Fit)):
+            raise InputError(f"{where}: fit={way!r} of a {kind} is not supported; supported: {', '.join(ways)}")
         mean, std = (tuple(map(float, values.get(key) or HALVES)) for key in ("image_mean", "image_std"))
         return ImageProcessor(size, mean, std, way, bool(values.get("test_time_flip", False)))
 
     def to_hf(self) -> dict[str, Any]:
         """The file's values; a way to fit that `transformers` does not have is a type that it does not have either."""
         height, width = self.size
+        kinds = {"stretch": "ViTImageProcessor", "crop": "CLIPImageProcessor"}
+        size = {"height": height, "width": width}
         values: dict[str, Any] = {
-            "image_processor_type": "ViTImageProcessor" if self.fit == "stretch" else "BedplateImageProcessor",
+            "image_processor_type": kinds.get(self.fit, "BedplateImageProcessor"),
             "do_resize": True,
-            "size": {"height": height, "width": width},
-            "resample": BILINEAR,
+            "size": {"shortest_edge": height} if self.fit == "crop" else size,
+            **({"do_center_crop": True, "crop_size": size} if self.fit == "crop" else {}),
+            "resample": BICUBIC if self.fit == "crop" else BILINEAR,
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-        if self.fit != "stretch":
+        if self.fit not in kinds:
             values["fit"] = self.fit
         return values | ({"test_time_flip": True} if self.flip else {})
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from bedplate.data.combinations import name_parts
 from bedplate.data.pairs import Pairs
 from bedplate.errors import InputError
+from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import DrawModel
+from bedplate.hub.load import load
 from bedplate.metrics.frechet import frechet_distance, nearest
 from bedplate.metrics.intervals import ratio_interval
 
@@ -186,9 +188,7 @@ def judge_of(path: str | Path) -> Judge:
     Raises:
         InputError: it does not know texts and pictures.
     """
-    from bedplate.hub.load import load
-
     judge = load(path)
-    if type(judge).__name__ != "ClipModel":
+    if not isinstance(judge, ClipModel):
         raise InputError(f"judge={path}: does not know texts and pictures; give a CLIP (task: contrast)")
-    return judge  # type: ignore[return-value]  # its class is loaded by its directory's own module
+    return judge

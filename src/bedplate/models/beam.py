@@ -13,7 +13,8 @@ from bedplate.errors import InputError
 from bedplate.models import sampling
 from bedplate.models.gpt import GPT
 from bedplate.models.rules import Rules
-from bedplate.models.sampling import check_prompts, prefill
+from bedplate.models.sampling import check_prompts, prefill, room_for
+from bedplate.nn.cache import Cache
 
 EarlyStopping = bool | Literal["never"]
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "seed": None}
@@ -115,6 +116,7 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
     stop_ids: Collection[int] = frozenset(),
+    before: Cache | None = None,
     **rules: Any,
 ) -> list[list[int]]:
     """The best continuation found of each prompt, without the prompt, by the rules of `transformers`.
@@ -127,6 +129,7 @@ def beam_search(
         length_penalty: above 0 favours long texts, below 0 short ones.
         early_stopping: True: end with `num_beams` ended texts. False: end where the likeliest beam, at its present
             length, scores below all of those. "never": end where it could not at any length.
+        before: what stands before each prompt, see `sampling.generate`.
         rules: repetition_penalty, no_repeat_ngram_size, ngrams_of_prompt, min_new_tokens; see `rules.Rules`.
 
     Raises:
@@ -138,17 +141,19 @@ def beam_search(
     if early_stopping not in (True, False, "never"):
         raise InputError(f"early_stopping={early_stopping!r} is not known; choose True, False or 'never'")
     context, vocab_size = module.config.max_position_embeddings, module.config.vocab_size
-    check_prompts(prompts, vocab_size, context)
+    room = context - (before.length if before else 0)
+    check_prompts(prompts, vocab_size, room)
     repeated = [prompt for prompt in prompts for _ in range(num_beams)]
     followed = Rules.of(repeated, max_new_tokens=max_new_tokens, stop_ids=stop_ids, **rules)
     if not prompts:
         return []
     settings = (stop_ids, length_penalty, early_stopping)
-    searches = [_Search([[]] * num_beams, min(max_new_tokens, context - len(p)), *settings) for p in prompts]
+    searches = [_Search([[]] * num_beams, min(max_new_tokens, room - len(p)), *settings) for p in prompts]
     longest, steps = max(map(len, prompts)), max(search.limit for search in searches)
-    cache = module.trunk.make_cache(len(prompts), longest)
+    cache = room_for(module, prompts, longest, before)
     hidden, pos = prefill(module, prompts, cache)
-    cache = cache.repeated(num_beams, longest + steps)
+    start = cache.length
+    cache = cache.repeated(num_beams, start + steps)
     hidden, pos = hidden.repeat_interleave(num_beams, 0), None if pos is None else pos.repeat_interleave(num_beams, 0)
     # As many candidates as are needed for `num_beams` of them to go on, whichever end.
     width = min(max(2, 1 + len(stop_ids)) * num_beams, num_beams * vocab_size)
@@ -168,7 +173,7 @@ def beam_search(
         if followed is not None:
             followed.reorder(rows)
             followed.add(ids)
-        cache.reorder(rows, longest)
+        cache.reorder(rows, start)
         hidden = module.hidden(ids, pos=pos, cache=cache)[:, -1]
         if pos is not None:
             pos = (pos + 1).clamp(max=context - 1)  # learned positions have no more, and an ended row may be there

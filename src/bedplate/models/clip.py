@@ -55,23 +55,15 @@ class ClipConfig:
     @property
     def is_standard(self) -> bool:
         """Whether it is a CLIP that `transformers` knows."""
-        text, vision = self.text, self.vision
-        known = ClipConfig(
-            GPTConfig(
-                FAMILY, text.vocab_size, text.max_position_embeddings, text.tie_word_embeddings, _standard(text.trunk)
-            ),
-            VisionConfig(
-                (vision.image_size[0],) * 2,
-                vision.patch_size,
-                _standard(vision.trunk),
-                vision.num_channels,
-                patch_bias=False,
-                pre_norm=True,
-            ),
-            self.projection_dim,
-            self.eos_token_id,
+        text = self.text
+        known = GPTConfig(
+            FAMILY, text.vocab_size, text.max_position_embeddings, text.tie_word_embeddings, _standard(text.trunk)
         )
-        return self == known and not any(c.hidden_size % c.num_attention_heads for c in (text.trunk, vision.trunk))
+        return (
+            (text, self.text_pooling, self.has_logit_bias) == (known, "eos", False)
+            and text.trunk.hidden_size % text.trunk.num_attention_heads == 0
+            and is_clip_vision(self.vision)
+        )
 
     @staticmethod
     def standard(
@@ -120,6 +112,14 @@ def _standard(trunk: TrunkConfig) -> TrunkConfig:
     )
 
 
+def is_clip_vision(vision: VisionConfig) -> bool:
+    """Whether it is an image tower of CLIP that `transformers` knows."""
+    size = (vision.image_size[0],) * 2
+    trunk, channels = _standard(vision.trunk), vision.num_channels
+    known = VisionConfig(size, vision.patch_size, trunk, channels, patch_bias=False, pre_norm=True)
+    return vision == known and trunk.hidden_size % trunk.num_attention_heads == 0
+
+
 class Clip(nn.Module):
     """A tower of texts and one of images, each with a projection into the space that they share.
 
@@ -141,6 +141,11 @@ class Clip(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the towers; scale and bias may have a finer one."""
+        return self.visual_projection.weight.dtype
 
     def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
         """Logits `(B_images, B_texts)` fp32 of normalised pixels `(B_images, C, H, W)` and of `ids (B_texts, L)`."""

@@ -122,16 +122,19 @@ class TextModel(nn.Module):
                     "; shorten the text"
                 )
             pos = torch.arange(start, start + n, device=ids.device)
-        x = self.embed(ids)
+        x = self.placed(self.embed(ids), pos, types)
+        if self.config.is_causal if is_causal is None else is_causal:
+            return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
+        return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
+
+    def placed(self, x: Tensor, pos: Tensor, types: Tensor | None = None) -> Tensor:
+        """What enters the trunk `(B, N, D)`: embeddings of tokens, or what stands in for some, at their positions."""
         if self.positions is not None:
             x = x + self.positions(pos)
         assert types is None or self.types is not None, "this model has no types"
         if self.types is not None:
             x = x + (self.types.weight[0] if types is None else self.types(types))
-        x = self.dropout(self.embed_norm(x))
-        if self.config.is_causal if is_causal is None else is_causal:
-            return self.trunk(Span.causal(x, pos, valid=valid, doc=doc, right_padded=right_padded), cache, at)
-        return self.trunk(Span.full(x, pos, valid=valid, doc=doc), cache, at)
+        return self.dropout(self.embed_norm(x))
 
     def flops_per_token(self, length: int) -> int:
         """Training FLOPs a token at rows of `length` tokens, a large head included."""

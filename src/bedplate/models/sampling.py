@@ -124,29 +124,41 @@ def check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> No
             )
 
 
+def room_for(module: GPT, prompts: list[list[int]], tokens: int, before: Cache | None) -> Cache:
+    """A cache for `tokens` more of each prompt than what stands `before` them, which is copied into it."""
+    if before is None:
+        return module.trunk.make_cache(len(prompts), tokens)
+    return before.repeated(1, before.length + tokens)
+
+
 def prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor, Tensor | None]:
-    """Hidden states `(B, D)` of each row's last token; positions `(B, 1)` of the next, None where all are the same."""
-    device = module.embed.weight.device
+    """Hidden states `(B, D)` of each row's last token; positions `(B, 1)` of the next, None where all are the same.
+
+    The prompts stand behind what the cache holds.
+    """
+    device, start = module.embed.weight.device, cache.length
     lengths = [len(prompt) for prompt in prompts]
     longest = max(lengths)
     ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
     if min(lengths) == longest:
         with many_rows(module.embed.weight):
             return module.hidden(ids, cache=cache)[:, -1], None
-    pos = torch.tensor(lengths, device=device)[:, None]
-    valid = torch.arange(longest, device=device) < pos
+    count = torch.tensor(lengths, device=device)[:, None]
+    valid = torch.arange(longest, device=device) < count
     with many_rows(module.embed.weight):
         hidden = module.hidden(ids, valid=valid, right_padded=True, cache=cache)
-    return hidden[torch.arange(len(prompts), device=device), pos[:, 0] - 1], pos
+    return hidden[torch.arange(len(prompts), device=device), count[:, 0] - 1], start + count
 
 
-def _columns(module: GPT, prompts: list[list[int]], steps: int, choose: Sampler, ahead: int) -> Generator[list[int]]:
+def _columns(
+    module: GPT, prompts: list[list[int]], steps: int, choose: Sampler, ahead: int, before: Cache | None
+) -> Generator[list[int]]:
     """The next token of every row, `steps` times.
 
     A row that has ended is decoded on beside the others. `ahead` tokens are decoded before any is looked at.
     """
     fast, longest, context = decodable(module), max(map(len, prompts)), module.config.max_position_embeddings
-    cache = module.trunk.make_cache(len(prompts), longest if fast else longest + steps)
+    cache = room_for(module, prompts, longest if fast else longest + steps, before)
     hidden, pos = prefill(module, prompts, cache)
     chosen = choose(module.head(hidden))
     yield chosen.flatten().tolist()
@@ -159,7 +171,7 @@ def _columns(module: GPT, prompts: list[list[int]], steps: int, choose: Sampler,
             chosen = choose(module.head(hidden))
             yield chosen.flatten().tolist()
         return
-    with borrowed_decoder(module, len(prompts), longest, left) as decoder:
+    with borrowed_decoder(module, len(prompts), cache.length, left) as decoder:
         decoder.start(cache, pos)
         del cache
         while left:
@@ -185,6 +197,7 @@ def generate(
     seed: int | None = None,
     stop_ids: Collection[int] = frozenset(),
     on_token: Callable[[int, int], bool | None] | None = None,
+    before: Cache | None = None,
 ) -> list[list[int]]:
     """Continuations, without the prompts, of several prompts of any lengths at once.
 
@@ -198,12 +211,14 @@ def generate(
         seed: of every row; the k-th repetition of the same prompt draws with seed + k. None: fresh entropy.
         stop_ids: tokens that end a row and are not part of it.
         on_token: called with (row, token id) as each token is recorded; returning True ends the row.
+        before: keys and values of what stands before each prompt, such as a picture: as many tokens in every row, and
+            none of them padding. It stays as it is.
 
     Raises:
         InputError: for an empty or too long prompt, an id outside the vocabulary, or a setting outside its range.
     """
     assert not module.training, "call module.eval() first: dropout has no place in generation"
-    context = module.config.max_position_embeddings
+    context = module.config.max_position_embeddings - (before.length if before else 0)
     check_prompts(prompts, module.config.vocab_size, context)
     rules = Rules.of(
         prompts,
@@ -221,7 +236,7 @@ def generate(
     unwatched = on_token is None and choose.greedy and module.embed.weight.is_cuda
     rows: list[list[int]] = [[] for _ in prompts]
     running = set(range(len(prompts)))
-    with closing(_columns(module, prompts, max(limits), choose, AHEAD if unwatched else 1)) as columns:
+    with closing(_columns(module, prompts, max(limits), choose, AHEAD if unwatched else 1, before)) as columns:
         for column in columns:
             for row in sorted(running):
                 token = column[row]

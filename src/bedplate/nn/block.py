@@ -27,8 +27,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x), OpenAI's stand-in for GELU (arXiv 1606.08415, section 2), in CLIP."""
-    return x * torch.sigmoid(1.702 * x)
+    """x sigmoid(1.702 x), OpenAI's stand-in for GELU (arXiv 1606.08415, section 2), in CLIP.
+
+    Written with SiLU, whose gradient is one kernel, it takes fewer passes over memory where nothing is fused.
+    """
+    return F.silu(1.702 * x) / 1.702
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

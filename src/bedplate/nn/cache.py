@@ -74,10 +74,12 @@ class Cache:
         assert keys is not None and values is not None
         return keys[:, :, : self.length], values[:, :, : self.length]
 
-    def repeated(self, times: int, capacity: int) -> Cache:
-        """A cache of `capacity` tokens in which each row stands `times` times, one copy below the other."""
+    def repeated(self, times: int | Tensor, capacity: int) -> Cache:
+        """A cache of `capacity` tokens in which each row stands `times` times, or row i `times[i]` times of `(B,)`, one
+        copy below the other."""
         assert capacity >= self.length
-        copy = Cache(len(self._keys), self.batch_size * times, capacity)
+        rows = self.batch_size * times if isinstance(times, int) else int(times.sum())
+        copy = Cache(len(self._keys), rows, capacity)
         copy.length, copy._has_valid, copy._has_doc = self.length, self._has_valid, self._has_doc
         for name in ("_order", "_pos", "_valid", "_doc"):
             setattr(copy, name, _widened(getattr(self, name), times, 1, self.length, capacity))
@@ -97,7 +99,7 @@ class Cache:
                 written.copy_(written.index_select(0, rows))
 
 
-def _widened(tensor: Tensor, times: int, dim: int, length: int, capacity: int) -> Tensor:
+def _widened(tensor: Tensor, times: int | Tensor, dim: int, length: int, capacity: int) -> Tensor:
     """Rows repeated in place, and room for `capacity` tokens along `dim`, of which `length` are there."""
     repeated = tensor.narrow(dim, 0, length).repeat_interleave(times, 0)
     missing = capacity - length

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureEvaluateRecipe, PictureRecipe
-from bedplate.recipe.schema import Count, Number, Positive, Share, Strict
+from bedplate.recipe.schema import Count, Number, Positive, Rate, Share, Strict
 
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -88,6 +88,10 @@ class AugmentRecipe(Strict):
     """least and greatest share of a picture's area that a crop shows"""
     colour: Share = 0.0
     """range of the factors of brightness, contrast and saturation"""
+    hue: Annotated[float, Field(ge=0, le=0.5), Number] = 0.0
+    """greatest turn of the hue each way, in turns of the colour circle"""
+    grey: Share = 0.0
+    """probability that a picture loses its colours"""
     randaugment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """[operations, magnitude 0..10] of RandAugment"""
     erasing: Share = 0.0
@@ -107,6 +111,10 @@ class VisionObjectiveRecipe(Strict):
     """mae: share of the patches that are hidden"""
     norm_pix_loss: bool = True
     """mae: each hidden patch is drawn with its own mean and deviation taken out"""
+    temperature: Rate = 0.2
+    """simclr: what similarities of views are divided by; the smaller, the more the nearest others count"""
+    projection_dim: Positive = 128
+    """simclr: width of the space in which views are compared"""
     label_smoothing: Share = 0.0
     """classify_images: share of the target that all classes share"""
 
@@ -128,9 +136,9 @@ class VisionEvaluateRecipe(PictureEvaluateRecipe):
 class VisionRecipe(PictureRecipe):
     """Pre-training or fine-tuning on images."""
 
-    task: Literal["mae", "classify_images", "detect"]
-    """what is learnt: `mae`, hidden patches of pictures without labels; `classify_images`, the label of a picture;
-    `detect`, boxes and their labels"""
+    task: Literal["mae", "simclr", "classify_images", "detect"]
+    """what is learnt: `mae`, hidden patches of pictures without labels; `simclr`, which views are of one picture, also
+    without labels; `classify_images`, the label of a picture; `detect`, boxes and their labels"""
     model: VisionModelRecipe = Field(default_factory=VisionModelRecipe)
     decoder: DecoderRecipe = Field(default_factory=DecoderRecipe)
     detector: DetectorRecipe = Field(default_factory=DetectorRecipe)
@@ -149,8 +157,17 @@ class VisionRecipe(PictureRecipe):
             if self.task != task and getattr(self, section) != type(getattr(self, section))():
                 raise ValueError(f"{section} is for task: {task}, not for {self.task}")
         ignored = {
-            "detect": ("augment.shift", "augment.crop_scale", "augment.randaugment", "augment.erasing", "data.store"),
+            "detect": (
+                "augment.hue",
+                "augment.grey",
+                "augment.shift",
+                "augment.crop_scale",
+                "augment.randaugment",
+                "augment.erasing",
+                "data.store",
+            ),
             "mae": ("augment.scale", "data.test_path"),
+            "simclr": ("augment.scale", "data.test_path"),
             "classify_images": ("augment.scale",),
         }
         for key in ignored[self.task]:
@@ -158,6 +175,10 @@ class VisionRecipe(PictureRecipe):
             part = getattr(self, section)
             if getattr(part, name) != type(part).model_fields[name].default:
                 raise ValueError(f"{key} is not for task: {self.task}; leave it out")
+        if self.task == "detect" and (self.augment.hue or self.augment.grey):
+            raise ValueError("augment.hue and augment.grey are not for task: detect; leave them out")
+        if self.task == "simclr" and self.train.micro_batch_size not in (None, self.train.batch_size):
+            raise ValueError("train.micro_batch_size is not for task: simclr, which compares all pictures of a batch")
         if self.task == "detect" and self.data.fit not in (None, "letterbox"):
             raise ValueError(f"data.fit={self.data.fit} is not for task: detect, whose pictures are letterboxed")
         if self.task != "classify_images":

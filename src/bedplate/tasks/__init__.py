@@ -13,8 +13,8 @@ Batch = Mapping[str, Tensor]
 class Task(Protocol):
     """What the loop asks of a task.
 
-    Where the loss is no sum over rows, a task also has `micro_batches(batch, rows) -> list[Batch]`: the parts of a batch
-    that it learns from one after the other, each with what `loss` must know of the whole.
+    Where the loss is no sum over rows, a task also has `micro_batches(batch, rows) -> list[Batch]`: the parts of a
+    batch that it learns from one after the other, each with what `loss` must know of the whole.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]]

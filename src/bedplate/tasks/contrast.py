@@ -201,7 +201,9 @@ def contrastive_nats(
     if objective == "siglip":
         return -F.logsigmoid(torch.where(positive, by_image, -by_image)).sum(1)
     wanted = positive.float() / positive.sum(1, keepdim=True)
-    return (F.cross_entropy(by_image, wanted, reduction="none") + F.cross_entropy(by_text, wanted, reduction="none")) / 2
+    return (
+        F.cross_entropy(by_image, wanted, reduction="none") + F.cross_entropy(by_text, wanted, reduction="none")
+    ) / 2
 
 
 def _random(device: torch.device) -> Any:

@@ -1,0 +1,48 @@
+"""What `evaluate` measures of a reader."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from bedplate.data.pixel_store import PixelStore
+from bedplate.data.question_loader import QuestionEvalLoader, within
+from bedplate.data.questions import read_questions
+from bedplate.errors import InputError
+from bedplate.hub.reader_model import ReaderModel
+from bedplate.tasks.answer import Answer, score
+
+ROWS = 32  # pictures at one time
+
+
+def measure_reader(
+    model: ReaderModel, data: Sequence[str], *, column: str | None, label: str | None, **options: Any
+) -> dict[str, Any]:
+    """Answer the questions in `data`, and caption its pictures, whatever there is.
+
+    Args:
+        column: of the picture or its path (default: guessed).
+        label: of the answer, or of the caption (default: guessed).
+
+    Returns:
+        {"n": questions, "pictures", "metrics": {"accuracy", "loss"}, "baselines", "kinds", "captions", "dropped"}; see
+        `tasks.answer.score`.
+
+    Raises:
+        InputError: an option that a reader does not have, or no questions.
+    """
+    if options:
+        raise InputError(f"{next(iter(options))} is no option of a reader; it is measured on data, column and label")
+    asked = read_questions(list(data), column, answer=label)
+    asked = within(asked, model.tokenizer, model.module.config.context)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = PixelStore(asked, model.processor.size, model.processor.fit, scratch, 1)
+        batches = QuestionEvalLoader(asked, model.tokenizer, ROWS, store)
+        its = model.processor
+        task = Answer(
+            model.module, model.tokenizer, asked.questions, its.mean, its.std, max_new_tokens=model.max_new_tokens
+        )
+        rows = task.answers(batches)
+    found = score(rows, asked)
+    return {"n": len(rows), "pictures": len(asked), **found, "dropped": dict(asked.dropped), "broken": store.broken}

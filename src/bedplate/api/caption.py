@@ -1,0 +1,53 @@
+"""`caption`: what pictures show, in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bedplate.api.vision_draw import expanded
+from bedplate.errors import InputError
+from bedplate.hub.image_model import Images, listed
+from bedplate.hub.load import load
+from bedplate.hub.reader_model import ReaderModel
+from bedplate.train.hardware import choose_device
+
+READER = "zoo:reader-mini"
+
+
+def caption(
+    images: Images, *, model: ReaderModel | str | Path = READER, device: str = "auto", **options: Any
+) -> list[dict[str, Any]]:
+    """A caption of each picture, in order.
+
+    Args:
+        images: paths (also of folders), bytes, PIL images or arrays, one or several.
+        model: a reader, or what `load` takes.
+        device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
+        options: num_beams, length_penalty, max_new_tokens and batch_size, see `ReaderModel.predict`.
+
+    Returns:
+        [{"text", "score": probability of the text}].
+
+    Raises:
+        InputError: no picture, what is none, or a model that is no reader.
+    """
+    pictures = [image for each in listed(images) for image in expanded(each)]
+    if not pictures:
+        raise InputError("nothing to caption: give a picture, or a folder of them")
+    return reader(model, device).caption(pictures, **options)
+
+
+def reader(model: ReaderModel | str | Path, device: str) -> ReaderModel:
+    """A reader, loaded where it is not.
+
+    Raises:
+        InputError: it is another model.
+    """
+    loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
+    if not isinstance(loaded, ReaderModel):
+        raise InputError(
+            f"{model if isinstance(model, str | Path) else 'the model'}: is no reader, which captions and questions "
+            "need; train one (task: answer), or take zoo:reader-mini"
+        )
+    return loaded

@@ -1,0 +1,52 @@
+"""Learning from pictures without labels: telling views of one picture from those of others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from bedplate.api.vision_report import write_encoder_report
+from bedplate.api.vision_unlabelled import UnlabelledRun
+from bedplate.data.augment import ImageAugment
+from bedplate.errors import InputError
+from bedplate.hub.vision_directory import save_vision_directory
+from bedplate.models.simclr import SimCLR, SimCLRConfig
+from bedplate.tasks.tell_views import TellViews
+from bedplate.train.log import RunLog
+
+
+class SimCLRRun(UnlabelledRun):
+    """SimCLR; its model directory holds the encoder."""
+
+    scales = False  # a process would compare its own pictures only
+    module: SimCLR
+
+    def prepare(self, log: RunLog) -> None:
+        recipe = self.recipe
+        encoder = self.make_encoder(log)
+        if encoder.config.image_size != self.processor.size:
+            encoder = encoder.with_image_size(self.processor.size)
+        shape = replace(encoder.config, pooling=recipe.model.pooling or encoder.config.pooling)
+        self.timed("data", lambda: self.read(log))
+        config = SimCLRConfig(shape, recipe.objective.projection_dim, recipe.objective.temperature)
+        module = SimCLR(config)
+        module.init_weights(recipe.seed)
+        if recipe.base is not None:
+            module.encoder.load_state_dict(
+                {name: value for name, value in encoder.state_dict().items() if not name.startswith("score.")}
+            )
+        self.module = self.placed(module)
+        views = self.augment()
+        if views is None or views == ImageAugment(flip=True):
+            raise InputError(
+                "task: simclr tells views of a picture apart, and `augment` makes none: give augment.crop_scale and "
+                "augment.colour, for example"
+            )
+        self.task = TellViews(self.module, self.processor.mean, self.processor.std, views)
+        log.say(f"{self.parameters():,} parameters, of which the projector is left behind afterwards.")
+
+    def write_model(self, card: str) -> None:
+        save_vision_directory(self.out / "model", self.module.encoder, self.processor, card, overwrite=True)
+
+    def write_report(self, record: dict[str, Any]) -> None:
+        write_encoder_report(self.out, record, self.timings)

@@ -1,0 +1,45 @@
+"""What runs on pictures without labels share: their data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bedplate.api.vision_classify import said, without_same
+from bedplate.api.vision_run import VisionRun
+from bedplate.data.image_files import fingerprint, read_images, split_images
+from bedplate.data.image_loader import ImageLoader
+from bedplate.train.log import RunLog
+from bedplate.train.loop import Trainer
+
+
+class UnlabelledRun(VisionRun):
+    """A run that learns from pictures alone."""
+
+    def read(self, log: RunLog) -> None:
+        data = self.recipe.data
+        whole = train = read_images(data.path, data.image, label="")
+        val = read_images(data.val_path, data.image, label="") if data.val_path else None
+        same = 0
+        if val is not None:
+            train, same = without_same(train, val)
+        elif data.val_fraction:
+            train, val = split_images(train, data.val_fraction, self.recipe.seed)
+        self.parts = {"train": train} | ({} if val is None else {"val": val})
+        rows, seed = self.recipe.train.batch_size, self.recipe.seed
+        self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size), *self.shares)
+        self.val = None if val is None else self.eval_loader("val", val)
+        self.found = {
+            **{name: len(part) for name, part in self.parts.items()},
+            "dropped": dict(whole.dropped),
+            "equal_pictures": same,
+            "broken": self.broken(),
+        }
+        for line in said(self.found):
+            log.say(line)
+
+    def trainer(self, log: RunLog) -> Trainer:
+        return self.make_trainer(self.loader_data(self.loader, self.val), self.loader.steps_per_epoch, log)
+
+    def facts(self) -> list[dict[str, Any]]:
+        marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
+        return [{"fingerprint": " ".join(marks), **self.found}]

@@ -1,0 +1,46 @@
+"""How many answers to questions are right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from bedplate.metrics.proportion import proportion
+
+WORD = re.compile(r"[^\W_]+(?:['’.:-][^\W_]+)*")
+ARTICLES = ("a", "an", "the")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {name: str(number) for number, name in enumerate(NUMBERS)}
+
+
+def normal_answer(answer: str) -> str:
+    """An answer as it is compared: in lower case, without punctuation around words and without articles, numbers up to
+    ten as digits (the rule of VQA, Antol et al. 2015, but for its list of contractions)."""
+    return " ".join(DIGITS.get(word, word) for word in WORD.findall(answer.lower()) if word not in ARTICLES)
+
+
+def answer_accuracy(
+    predictions: Sequence[str], answers: Sequence[Sequence[str]], kinds: Sequence[str] | None = None
+) -> dict[str, dict[str, float]]:
+    """The share of answers that are one of the right ones, see `normal_answer`.
+
+    Args:
+        predictions: N answers.
+        answers: The right ones of each question.
+        kinds: Of each question; "" counts in "accuracy" alone.
+
+    Returns:
+        {"accuracy", and "accuracy_KIND" for each kind, sorted: {"value", "low", "high", "n"}}, with 95 % intervals of
+        `proportion`, which take questions for independent.
+    """
+    if len(predictions) != len(answers) or (kinds is not None and len(kinds) != len(answers)):
+        raise ValueError(f"{len(predictions)} predictions and {len(kinds or ())} kinds for {len(answers)} questions")
+    right = [
+        normal_answer(said) in map(normal_answer, several) for said, several in zip(predictions, answers, strict=True)
+    ]
+    found = {"accuracy": proportion(right)}
+    for kind in sorted(set(kinds or ()) - {""}):
+        found[f"accuracy_{kind}"] = proportion(
+            [hit for hit, other in zip(right, kinds or (), strict=True) if other == kind]
+        )
+    return found

@@ -1,0 +1,29 @@
+import pytest
+
+from bedplate.metrics.answers import answer_accuracy, normal_answer
+from bedplate.metrics.proportion import share
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("Yes.", "yes"), ("The red  cat!", "red cat"), ("two", "2"), ("a dog's", "dog's"), ("2.5", "2.5"),
+        ("10:30 a.m.", "10:30 a.m"), ("an", ""), ("T-shirt", "t-shirt"), ("", ""),
+    ],
+)  # fmt: skip
+def test_answers_are_compared_in_one_form(answer: str, normal: str) -> None:
+    assert normal_answer(answer) == normal == normal_answer(normal)
+
+
+def test_accuracy_of_each_kind() -> None:
+    said = ["Yes", "no", "two", "a red cat", "blue"]
+    right = [["yes"], ["yes"], ["2", "3"], ["dog", "red cat"], ["green"]]
+    found = answer_accuracy(said, right, ["b", "b", "n", "", "c"])
+    assert list(found) == ["accuracy", "accuracy_b", "accuracy_c", "accuracy_n"]
+    assert found["accuracy"] == share(3, 5) and found["accuracy_b"] == share(1, 2)
+    assert found["accuracy_c"] == share(0, 1) and found["accuracy_n"] == share(1, 1)
+    assert answer_accuracy(said, right) == {"accuracy": share(3, 5)}
+    with pytest.raises(ValueError, match="for 5 questions"):
+        answer_accuracy(said[1:], right)
+    with pytest.raises(ValueError, match="nothing was scored"):
+        answer_accuracy([], [])
