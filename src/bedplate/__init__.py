@@ -18,6 +18,7 @@ _VERBS = (
     "ask",
     "caption",
     "doctor",
+    "draw",
     "evaluate",
     "finetune",
     "generate",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from bedplate.api.ask import ask as ask
     from bedplate.api.caption import caption as caption
     from bedplate.api.doctor import doctor as doctor
+    from bedplate.api.draw import draw as draw
     from bedplate.api.evaluate import evaluate as evaluate
     from bedplate.api.finetune import finetune as finetune
     from bedplate.api.generate import generate as generate

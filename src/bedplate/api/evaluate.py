@@ -111,6 +111,8 @@ def evaluate(
         if data is None:
             raise InputError("suite and harness are for models of text; give data")
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
+    if "judge" in options:
+        raise InputError(f"judge={options['judge']} is for models that draw, and this is none")
     if isinstance(loaded, ImageModel):
         others: dict[str, Any] = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
         others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}

@@ -21,6 +21,8 @@ RUNS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "contrast": ("bedplate.api.contrast_run", "ContrastRun"),
         "answer": ("bedplate.api.answer_run", "AnswerRun"),
+        "image_tokens": ("bedplate.api.image_tokens_run", "ImageTokensRun"),
+        "draw": ("bedplate.api.draw_run", "DrawRun"),
     }
 )
 """`task` of a recipe -> (module, class of `PictureRun` in it)."""
@@ -29,6 +31,8 @@ MEASURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "ClipModel": ("bedplate.api.contrast_measure", "measure_clip"),
         "ReaderModel": ("bedplate.api.answer_measure", "measure_reader"),
+        "ImageTokensModel": ("bedplate.api.drawings", "evaluate_image_tokens"),
+        "DrawModel": ("bedplate.api.drawings", "evaluate_drawings"),
     }
 )
 """Class of `MultimodalModel` -> (module, function of (model, data, column, label, ...) in it) that measures it."""

@@ -40,6 +40,7 @@ def command(
     probe: Annotated[
         list[str] | None, typer.Option(help="Labelled pictures, to judge a model of images by its features.")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help="A CLIP that judges a model that draws, trained apart.")] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024; a classifier's 512"),
@@ -70,10 +71,11 @@ def command(
       bedplate evaluate runs/summarize --data my-summaries.jsonl
       bedplate evaluate runs/reader --data my-questions.jsonl
       bedplate evaluate quickstart/model --data my-news.csv --labels "sports,politics,business"
+      bedplate evaluate runs/draw --data my-pairs --judge runs/contrast
     """
     from bedplate.api.evaluate import evaluate
 
-    options = {"method": method, "template": line_breaks(template), "calibrate": calibrate}
+    options = {"method": method, "template": line_breaks(template), "calibrate": calibrate, "judge": judge}
     result = evaluate(
         model,
         data or None,

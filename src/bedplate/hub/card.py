@@ -70,6 +70,16 @@ IMAGES = {
         'model.ask("photo.jpg", "what is it?")[0]["text"]',
         "A reader, which writes captions of pictures of {}x{} pixels and answers questions about them",
     ),
+    "image_tokens": (
+        "image-to-image",
+        'model.encode("photo.jpg").shape',
+        "A discrete tokenizer of pictures of {}x{} pixels",
+    ),
+    "draw": (
+        "text-to-image",
+        'model.draw("a red heart", n=4, seed=0)',
+        "A model that draws pictures of {}x{} pixels from texts",
+    ),
 }
 
 

@@ -17,6 +17,8 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "clip": "bedplate.hub.clip_model",
         "bedplate_clip": "bedplate.hub.clip_model",
         "bedplate_reader": "bedplate.hub.reader_model",
+        "bedplate_image_tokens": "bedplate.hub.image_tokens_model",
+        "bedplate_draw": "bedplate.hub.draw_model",
     }
 )
 """`model_type` in a config file -> the module whose `load_directory(directory, device, dtype)` reads it."""

@@ -1,0 +1,112 @@
+"""`draw`: pictures from texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bedplate.data.images import SUFFIXES, Source
+from bedplate.errors import InputError
+from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel
+from bedplate.hub.load import load
+from bedplate.train.hardware import choose_device
+
+MODEL = "zoo:draw-mini"
+
+
+def draw(
+    prompts: str | Sequence[str],
+    model: DrawModel | str | Path = MODEL,
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    n: int = 1,
+    seed: int = 0,
+    guidance: float = GUIDANCE,
+    temperature: float = TEMPERATURE,
+    top_k: int | None = None,
+    prefix: Source | None = None,
+    keep: float | None = None,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Draw `n` pictures of each prompt.
+
+    Args:
+        model: a model that draws, or what `load` takes.
+        out: the file of a picture (several become NAME-1.png, NAME-2.png, ...), or a folder, whose files are named
+            after their prompts. Without it nothing is written.
+        overwrite: replace files that are there.
+        seed: of a prompt's first picture; the next has seed + 1.
+        guidance: how closely the text is followed; 1 is the model as it was trained.
+        temperature: 0 draws the likeliest codes; higher is bolder.
+        top_k: draw from so many codes only.
+        prefix: a picture whose upper rows every drawing begins with; `keep` is their share (default: a half).
+        device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
+
+    Returns:
+        [{"prompt", "seed", "image": a PIL image, "file": where it was written, or None}], prompt by prompt.
+
+    Raises:
+        InputError: no prompt, one that is empty or too long, a model that does not draw, or a file that is there.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise InputError("nothing to draw: give a text")
+    if prefix is None and keep is not None:
+        raise InputError("keep is the share of a prefix's rows; give a prefix, too")
+    if n < 1:
+        raise InputError(f"n={n}: give 1 or more")
+    rows = [{"prompt": text, "seed": seed + k} for text in texts for k in range(n)]
+    files: Sequence[Path | None] = [None] * len(rows)
+    if out is not None:  # what cannot be written is refused before the work
+        files = targets(Path(out), texts, n, overwrite=overwrite)
+    loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
+    if not isinstance(loaded, DrawModel):
+        raise InputError(f"{model}: does not draw; give a model of task: draw (recipes/draw.yaml)")
+    images = loaded.draw(
+        texts,
+        n=n,
+        seed=seed,
+        guidance=guidance,
+        temperature=temperature,
+        top_k=top_k,
+        prefix=prefix,
+        keep=KEEP if keep is None else keep,
+    )
+    for image, file in zip(images, files, strict=True):
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image.save(file)
+            except OSError as error:
+                raise InputError(f"{file}: cannot be written ({error}); give another place") from error
+    return [
+        row | {"image": image, "file": None if file is None else str(file)}
+        for row, image, file in zip(rows, images, files, strict=True)
+    ]
+
+
+def targets(out: Path, prompts: Sequence[str], n: int, *, overwrite: bool) -> list[Path]:
+    """The file of each of `n` pictures of each prompt.
+
+    Raises:
+        InputError: a name that is no picture's, or a file that is there and is not to be replaced.
+    """
+    count = len(prompts) * n
+    if out.is_dir() or not out.suffix:
+        names: list[str] = []
+        for prompt in prompts:
+            stem = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:60] or "drawing"
+            while stem in names:  # another prompt of the same words
+                stem += "-again"
+            names.append(stem)
+        files = [out / (f"{name}-{k + 1}.png" if n > 1 else f"{name}.png") for name in names for k in range(n)]
+    elif out.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{out}: give the name of a picture, such as heart.png, or a folder")
+    else:
+        files = [out.with_name(f"{out.stem}-{k + 1}{out.suffix}") for k in range(count)] if count > 1 else [out]
+    if not overwrite and (hit := next((file for file in files if file.exists()), None)):
+        raise InputError(f"{hit}: the file exists; give another name, or overwrite it (--overwrite)")
+    return files

@@ -1,0 +1,66 @@
+"""What `evaluate` measures of models that draw, and of image tokenizers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bedplate.data.image_files import read_images
+from bedplate.data.image_loader import ImageEvalLoader
+from bedplate.data.pairs import read_pairs
+from bedplate.data.pixel_store import PixelStore
+from bedplate.errors import InputError
+from bedplate.hub.draw_model import DrawModel
+from bedplate.hub.image_tokens_model import ImageTokensModel
+from bedplate.measure.drawings import judge_of, measure_drawings
+from bedplate.tasks.image_tokens import ImageTokens
+
+
+def evaluate_drawings(
+    model: DrawModel,
+    data: Sequence[str],
+    *,
+    column: str | None,
+    label: str | None,
+    judge: str | Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Drawings of the names in `data`, judged by a CLIP; see `measure.drawings.measure_drawings`.
+
+    Args:
+        column: of the pictures (default: guessed).
+        label: of the names (default: guessed).
+        judge: the CLIP: a model directory or zoo:NAME.
+        options: names and each of `measure_drawings`, and those of `DrawModel.draw`.
+
+    Raises:
+        InputError: no judge, an option that it does not have, or data without names.
+    """
+    if judge is None:
+        raise InputError("drawings are judged by a model that knows texts and pictures: give a CLIP as judge (--judge)")
+    known = {"names", "each", "guidance", "temperature", "top_k"}
+    if name := next((name for name in options if name not in known), None):
+        raise InputError(f"{name} is no option of drawings; they have {', '.join(sorted(known))}")
+    pairs = read_pairs(list(data), column, label)
+    return measure_drawings(model, pairs, judge_of(judge), **options)
+
+
+def evaluate_image_tokens(
+    model: ImageTokensModel, data: Sequence[str], *, column: str | None, label: str | None, **options: Any
+) -> dict[str, Any]:
+    """How pictures come back from their codes; see `tasks.image_tokens.ImageTokens.evaluate`.
+
+    Raises:
+        InputError: an option that it does not have, or no pictures.
+    """
+    if label is not None or options:
+        name = next(iter(options), "label")
+        raise InputError(f"{name} is no option of an image tokenizer: pictures come back from their codes, or do not")
+    images = read_images(list(data), column, label="")
+    with tempfile.TemporaryDirectory() as scratch:
+        store = PixelStore(images, model.processor.size, model.processor.fit, scratch, workers=1)
+        task = ImageTokens(model.module, model.processor.mean, model.processor.std)
+        metrics = task.evaluate(ImageEvalLoader(images, 64, store))
+    return {"n": len(store.usable), "metrics": metrics}
