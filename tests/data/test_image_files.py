@@ -376,3 +376,14 @@ def test_real_data() -> None:
     assert len(emoji) == 3372 and "food & drink" in emoji.classes
     assert emoji.dropped == {"pictures replaced by a later one of their name": 2}
     assert len(read_images(SHARED / "bccd" / "train")) == 205
+
+
+def test_labels_that_are_only_scored_need_not_repeat(tmp_path: Path) -> None:
+    rows = [(f"{i}.png", f"thing {i}") for i in range(25)]
+    for i, (name, _) in enumerate(rows):
+        (tmp_path / name).write_bytes(png(i))
+    table = tmp_path / "rows.csv"
+    table.write_text("image,name\n" + "".join(f"{name},{label}\n" for name, label in rows), "utf-8")
+    with pytest.raises(InputError, match="25 distinct labels in 25 rows"):
+        read_images(table, label="name")
+    assert read_images(table, label="name", to_learn=False).classes == sorted(label for _, label in rows)

@@ -62,7 +62,7 @@ def measure_clip(
     if column is not None:
         return _retrieval(model, read_pairs(list(data), text=column), template)
     if label is not None or labels is not None:
-        return _zero_shot(model, read_images(list(data), label=label), labels, template)
+        return _zero_shot(model, read_images(list(data), label=label, to_learn=label is None), labels, template)
     try:
         images = read_images(list(data))
     except InputError as no_labels:

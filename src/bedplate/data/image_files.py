@@ -92,7 +92,12 @@ class LabelledImages:
 
 
 def read_images(
-    path: Paths, image: str | None = None, label: str | None = None, classes: Sequence[str] | None = None
+    path: Paths,
+    image: str | None = None,
+    label: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    to_learn: bool = True,
 ) -> LabelledImages:
     """Find the pictures that `path` names, in a fixed order, with their labels.
 
@@ -111,6 +116,7 @@ def read_images(
         image: Column of the pictures; guessed by values, then by name.
         label: Column, key of `KEY.json`, or suffix of the labels; guessed by name; "" reads no labels.
         classes: The known labels, where the data must have no others.
+        to_learn: Whether the labels are to be learnt: these must repeat, and be 1,000 at most.
 
     Raises:
         InputError: Nothing found, a column that is not there or cannot be guessed, a label that is no class or not
@@ -139,7 +145,7 @@ def read_images(
         for ref, name in zip(refs, labels, strict=True):
             if name not in known:
                 raise unknown_label(name, classes or (), ref.where)
-    else:
+    elif to_learn:
         check_classes(labels, next(part.column for part in parts if any(part.labels)), shown(path))
     return LabelledImages(refs, labels, _class_order(parts, labels, classes), dict(dropped))
 
