@@ -12,6 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bedplate.api import quickstart
+from bedplate.data.scene_questions import ask_scenes
+from bedplate.data.shapes import shapes
 from bedplate.cli.main import app
 
 ROOT = Path(__file__).parents[1]
@@ -48,9 +50,13 @@ SMALL_PICTURES = [
 ]
 
 
-def commands(of_pictures: bool = False) -> list[str]:
-    """The lines of the README's blocks of commands: of text, or of pictures."""
-    kept = [block for block in blocks("") if ("photo" in block) == of_pictures]
+def commands(kind: str = "text") -> list[str]:
+    """The lines of the README's blocks of commands: of "text", of "pictures", or of pictures with "words"."""
+
+    def is_of(block: str) -> str:
+        return "words" if "bedplate caption" in block else "pictures" if "photo" in block else "text"
+
+    kept = [block for block in blocks("") if is_of(block) == kind]
     return [line for block in kept for line in block.splitlines() if line.startswith("bedplate ")]
 
 
@@ -76,7 +82,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(line: str, small: list[str] = SMALL) -> str:
-    arguments = shlex.split(line)[1:]
+    arguments = shlex.split(line, comments=True)[1:]
     if arguments[0] in ("pretrain", "quickstart"):
         arguments += small
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -113,7 +119,7 @@ def test_the_commands_for_your_own_pictures_run_in_their_order(empty_folder: Pat
     boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400} for i in range(12)]
     parts = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
     Path("coco/annotations.json").write_text(json.dumps(parts), "utf-8")
-    lines = commands(of_pictures=True)
+    lines = commands("pictures")
     assert len(lines) == 5, "the README's list has changed: look whether this test still runs all of it"
     for line in lines:
         small = [*SMALL_PICTURES, "model.image_size=[32, 48]"] if "detect" in line else SMALL_PICTURES
@@ -125,12 +131,30 @@ def test_the_commands_for_your_own_pictures_run_in_their_order(empty_folder: Pat
     assert Path("found.png").is_file()
 
 
+def test_the_commands_of_pictures_with_words_run(empty_folder: Path) -> None:
+    pytest.importorskip("bedplate_zoo", reason="pip install ./zoo")
+    Path("photos").mkdir()
+    for number, each in enumerate(ask_scenes(shapes(), 4, seed=5)):
+        each["scene"]["image"].save(f"photos/{number}.png")
+    shutil.copy("photos/0.png", "photo.png")
+    lines = commands("words")
+    assert len(lines) == 5, "the README's list has changed: look whether this test still runs all of it"
+    out = {line.split()[1]: run(line) for line in lines}
+    assert out["predict"].startswith(("cat", "dog", "pizza"))
+    assert out["search"].count(".png") == 4 and out["caption"].strip() and out["ask"].strip()
+    assert len(list(Path().glob("heart-*.png"))) == 4
+
+
 def test_quickstart_then_the_python_example(
     empty_folder: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quickstart, "BASE", str(tiny_run))
     out = run("bedplate quickstart")
     assert "quickstart/model" in out and Path("quickstart/report.html").exists()
+    page = Path("quickstart/report.html").read_text("utf-8")
+    assert (
+        "Drawn from words" in page and "Captions and questions" in page and len(list(Path().glob("*/pictures/*"))) > 5
+    )
     (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     overrides = ", ".join(repr(override) for override in SMALL)

