@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bedplate.api import quickstart
+from bedplate.cli.main import app
 from bedplate.data.scene_questions import ask_scenes
 from bedplate.data.shapes import shapes
-from bedplate.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
