@@ -32,7 +32,7 @@ def _image(size: str, colour: str, noise: int = 0) -> Image.Image:
 class Judge:
     """A vector is the picture itself, of length 1; a text's is that of the picture which it names."""
 
-    def embed(self, inputs: Any) -> torch.Tensor:
+    def embed(self, inputs: Any, *, truncate: bool = False) -> torch.Tensor:
         images = [_image(*each.lower().split(": ")) if isinstance(each, str) else each for each in inputs]
         pixels = [np.asarray(image, np.float32).ravel() for image in images]
         return torch.nn.functional.normalize(torch.from_numpy(np.stack(pixels)), dim=1)

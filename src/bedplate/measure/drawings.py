@@ -31,8 +31,8 @@ COPY_PERCENTILE = 1.0
 class Judge(Protocol):
     """A model that was trained apart, such as `hub.clip_model.ClipModel`."""
 
-    def embed(self, inputs: Any) -> Tensor:
-        """Vectors `(N, P)` of length 1 of texts (strings) or of pictures, in one space."""
+    def embed(self, inputs: Any, *, truncate: bool = False) -> Tensor:
+        """Vectors `(N, P)` of length 1 of texts (strings, cut where they are too long) or of pictures, in one space."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _vectors(judge: Judge, pairs: Pairs) -> Numbers:
 
 
 def _texts(judge: Judge, names: Sequence[str]) -> Numbers:
-    return judge.embed(list(names)).numpy().astype(np.float64)
+    return judge.embed(list(names), truncate=True).numpy().astype(np.float64)
 
 
 def _best(vectors: Numbers, texts: Numbers) -> npt.NDArray[np.int64]:
