@@ -36,6 +36,7 @@ def measure_clip(
     label: str | None = None,
     labels: Labels | None = None,
     template: str | Sequence[str] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure a CLIP on labelled pictures (zero-shot classification) or on pictures with texts (retrieval).
 
@@ -57,6 +58,10 @@ def measure_clip(
     Raises:
         InputError: pictures with neither, labels that `labels` does not have, or both columns.
     """
+    if options:
+        raise InputError(
+            f"{next(iter(options))} is no option of a CLIP; it is measured on data by column, label, labels, template"
+        )
     if column is not None and (label is not None or labels is not None):
         raise InputError("column names texts, label and labels are of labelled pictures: give one of the two")
     if column is not None:

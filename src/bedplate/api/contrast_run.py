@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.api.contrast_report import write_contrast_report
-from bedplate.api.contrast_towers import Towers, make_clip, make_towers
+from bedplate.api.contrast_towers import CONTEXT, Towers, make_clip, make_towers
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.run import Run
 from bedplate.data.augment import ImageAugment
@@ -31,6 +32,7 @@ from bedplate.tasks.contrast import Contrast
 from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
+PRODUCTS = 2**22  # similarities that are held at one time
 SCORED_ROWS = 256  # pairs of a batch that is not trained on
 SHOWN = 24  # pictures of each kind in the report
 USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
@@ -118,11 +120,12 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             return load_tokenizer(kept)
         if towers.tokenizer is not None:
             return towers.tokenizer
-        texts = [template.replace("{}", text) for template in self.recipe.objective.templates for text in _texts(train)]
-        return train_tokenizer(texts, self.recipe.model.text.vocab_size)
+        frames = (template.replace("{}", "") for template in self.recipe.objective.templates)
+        return train_tokenizer(chain(frames, _texts(train)), self.recipe.model.text.vocab_size)
 
     def _context(self, towers: Towers) -> int:
-        self.context = min(self.recipe.model.text.context, towers.positions or self.recipe.model.text.context)
+        wanted, own = self.recipe.model.text.context, towers.positions
+        self.context = min(wanted or own or CONTEXT, own or wanted or CONTEXT)
         return self.context
 
     def augment(self) -> ImageAugment | None:
@@ -157,7 +160,9 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             return
         images, texts, group, _, index = (each.numpy() for each in self.task.features(self.loaders[name]))
         part = self.parts[name]
-        nearest = (images @ texts.T).argmax(1)
+        most = max(1, PRODUCTS // len(texts))
+        starts = range(0, len(images), most)
+        nearest = np.concatenate([(images[first : first + most] @ texts.T).argmax(1) for first in starts])
         cosine = (images * texts[nearest]).sum(1)
         rows = [
             {

@@ -25,6 +25,9 @@ from bedplate.recipe.contrast import ContrastRecipe, ImageTowerRecipe
 SIDE = 64  # pixels of a picture, where neither the recipe nor a base says
 
 
+CONTEXT = 32  # tokens of a text at most, where neither recipe nor base says
+
+
 @dataclass(frozen=True)
 class Towers:
     """What was there before; None of each that is not."""
@@ -85,6 +88,10 @@ def make_clip(recipe: ContrastRecipe, towers: Towers, tokenizer: Tokenizer, side
     """The network that a recipe describes, with the weights of the towers that were there before."""
     size = (side, side)
     if towers.clip is not None:
+        if recipe.objective.loss == "siglip" and towers.clip.logit_bias is None:
+            raise InputError(
+                f"objective.loss=siglip needs a bias of the logits, which base={recipe.base} has not; use infonce"
+            )
         return _resized(towers.clip, size)
     m = recipe.model
     end = end_of_text_id(tokenizer) if towers.end is None else towers.end
@@ -122,7 +129,7 @@ def _text_config(recipe: ContrastRecipe, vocab_size: int) -> GPTConfig:
     trunk = clip_trunk(
         t.hidden_size, t.num_hidden_layers, t.num_attention_heads, t.intermediate_size, dropout=recipe.model.dropout
     )
-    return GPTConfig("clip", vocab_size, t.context, False, trunk, is_causal=t.pooling != "mean")
+    return GPTConfig("clip", vocab_size, t.context or CONTEXT, False, trunk, is_causal=t.pooling != "mean")
 
 
 def _image_config(m: ImageTowerRecipe, size: tuple[int, int], dropout: float) -> VisionConfig:

@@ -103,18 +103,25 @@ def evaluate(
     given = [name for name, value in (("data", data), ("suite", suite), ("harness", harness)) if value is not None]
     if len(given) != 1:
         raise InputError(f"give one of data, suite and harness to measure on, not {' and '.join(given) or 'none'}")
+    loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
+    others: dict[str, Any]
+    if isinstance(loaded, MultimodalModel):
+        others = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit, "scoring": scoring}
+        others |= {"summary": summary, "sequence_length": sequence_length, "probe": probe}
+        others |= {"isolate_documents": isolate_documents or None}
+        others |= {name: options.pop(name, None) for name in ("examples", "shots", "method", "calibrate")}
+        if name := next((name for name, value in others.items() if value is not None), None):
+            raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
+        options.pop("seed", None)
+        assert data is not None
+        return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
     chosen = label_options(
         labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
     )
-    loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
-    if isinstance(loaded, MultimodalModel):
-        if data is None:
-            raise InputError("suite and harness are for models of text; give data")
-        return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
     if "judge" in options:
         raise InputError(f"judge={options['judge']} is for models that draw, and this is none")
     if isinstance(loaded, ImageModel):
-        others: dict[str, Any] = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
+        others = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
         others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}
         others |= options
         others |= {"isolate_documents": isolate_documents or None}

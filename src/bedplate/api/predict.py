@@ -66,8 +66,8 @@ def predict(
             loaded,
             listed(inputs),
             file=file,
+            column=column,
             others={
-                "column": column,
                 "examples": examples,
                 "shots": shots,
                 "draw": draw,

@@ -67,8 +67,8 @@ def read_clip_processor(directory: Path, config: ClipConfig) -> tuple[ImageProce
     own = {"image_processor_type": "CLIPImageProcessor", "size": size[0], "crop_size": size[0]}
     for file, key in ((directory / FILE, None), (directory / WHOLE, "image_processor")):
         if file.is_file():
-            values: Any = read_json(file) if key is None else read_json(file).get(key, own)
-            templates = values.get(TEMPLATES_KEY, TEMPLATES)
+            values: Any = read_json(file) if key is None else read_json(file).get(key) or own
+            templates = values.get(TEMPLATES_KEY) or TEMPLATES
             return ImageProcessor.of(values, size, str(file)), checked_templates(templates, f"{file}: {TEMPLATES_KEY}")
     return ImageProcessor.of(own, size), TEMPLATES
 

@@ -24,8 +24,8 @@ class TextTowerRecipe(Strict):
     """inner width of the MLP (default: 4 hidden sizes)"""
     vocab_size: Positive = 4096
     """tokens of the tokenizer, which is trained on the texts; fewer where they hold fewer"""
-    context: Annotated[int, Field(ge=2)] = 32
-    """most tokens of a text, its end token included; what is longer loses its end"""
+    context: Annotated[int, Field(ge=2)] | None = None
+    """most tokens of a text, its end token included; what is longer loses its end (default: the base's, else 32)"""
     pooling: Literal["eos", "mean"] | None = None
     """what stands for a text: the state of its end token, or the mean of all (default: eos; of a text_base mean)"""
 
@@ -132,6 +132,12 @@ class ContrastRecipe(PictureRecipe):
     objective: ContrastObjectiveRecipe = Field(default_factory=ContrastObjectiveRecipe)
 
     @model_validator(mode="after")
+    def _others_to_tell_from(self) -> ContrastRecipe:
+        if self.train.batch_size < 2:
+            raise ValueError("train.batch_size=1 has no other pairs to tell one from; give 2 or more")
+        return self
+
+    @model_validator(mode="after")
     def _bases_bring_their_own(self) -> ContrastRecipe:
         m = self.model
         if self.base is not None:
@@ -175,5 +181,6 @@ def _given(part: Strict, free: tuple[str, ...]) -> list[str]:
 
 
 def _first_given(model: ContrastModelRecipe) -> str | None:
-    """The first key of a tower that has another value than its default."""
-    return next((f"{part}.{name}" for part in ("text", "image") for name in _given(getattr(model, part), ())), None)
+    """The first key of a tower that has another value than its default, of those that a base brings."""
+    free = {"text": ("context",), "image": ("image_size",)}
+    return next((f"{part}.{name}" for part in free for name in _given(getattr(model, part), free[part])), None)

@@ -157,26 +157,18 @@ class VisionRecipe(PictureRecipe):
             if self.task != task and getattr(self, section) != type(getattr(self, section))():
                 raise ValueError(f"{section} is for task: {task}, not for {self.task}")
         ignored = {
-            "detect": (
-                "augment.hue",
-                "augment.grey",
-                "augment.shift",
-                "augment.crop_scale",
-                "augment.randaugment",
-                "augment.erasing",
-                "data.store",
-            ),
-            "mae": ("augment.scale", "data.test_path"),
+            "detect": (*OF_WHOLE_PICTURES, *OF_SIMCLR),
+            "mae": ("augment.scale", "data.test_path", *OF_SIMCLR),
             "simclr": ("augment.scale", "data.test_path"),
-            "classify_images": ("augment.scale",),
+            "classify_images": ("augment.scale", *OF_SIMCLR),
         }
         for key in ignored[self.task]:
             section, name = key.split(".")
             part = getattr(self, section)
             if getattr(part, name) != type(part).model_fields[name].default:
                 raise ValueError(f"{key} is not for task: {self.task}; leave it out")
-        if self.task == "detect" and (self.augment.hue or self.augment.grey):
-            raise ValueError("augment.hue and augment.grey are not for task: detect; leave them out")
+        if self.task == "simclr" and self.train.batch_size < 2:
+            raise ValueError("train.batch_size=1 has no other pictures to tell one from; give 2 or more")
         if self.task == "simclr" and self.train.micro_batch_size not in (None, self.train.batch_size):
             raise ValueError("train.micro_batch_size is not for task: simclr, which compares all pictures of a batch")
         if self.task == "detect" and self.data.fit not in (None, "letterbox"):
@@ -193,6 +185,11 @@ class VisionRecipe(PictureRecipe):
         return self
 
 
+OF_WHOLE_PICTURES = (
+    *(f"augment.{name}" for name in ("hue", "grey", "shift", "crop_scale", "randaugment", "erasing")),
+    "data.store",
+)
+OF_SIMCLR = ("objective.temperature", "objective.projection_dim")
 NETWORK = frozenset(VisionModelRecipe.model_fields) - {"preset", "image_size", "pooling", "dropout"}
 
 

@@ -46,6 +46,8 @@ class TellViews:
         rows = []
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             for number, batch in enumerate(batches):
+                if len(batch["pixels"]) < 2:  # the last, which has no other picture to be told from
+                    continue
                 torch.manual_seed(number)
                 rows.append(torch.stack([part.double().cpu() for part in self._losses(batch["pixels"].to(device))], 1))
         module.train(was_training)
