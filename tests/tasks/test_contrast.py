@@ -116,7 +116,7 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(rows: int, objective: A
     parts = task.micro_batches(data, rows)
     assert [len(part["ids"]) for part in parts] == [min(rows, 8 - start) for start in range(0, 8, rows)]
     found = learn(task, parts)
-    assert found[0] == pytest.approx(whole[0], abs=1e-5)
+    assert found[0] == pytest.approx(whole[0], rel=1e-6)
     assert found[1].keys() == whole[1].keys() == {name for name, _ in task.module.named_parameters()}
     same_gradients(found[1], whole[1])
 
