@@ -8,7 +8,10 @@ from bedplate.metrics.proportion import share
     ("answer", "normal"),
     [
         ("Yes.", "yes"), ("The red  cat!", "red cat"), ("two", "2"), ("a dog's", "dog's"), ("2.5", "2.5"),
-        ("10:30 a.m.", "10:30 a.m"), ("an", ""), ("T-shirt", "t-shirt"), ("", ""),
+        ("10:30 a.m.", "10:30 a.m"), ("an", "an"), ("T-shirt", "t-shirt"), ("", ""),
+        ("-5", "-5"), ("−5", "-5"), ("+5.", "+5"), (".5", ".5"), ("-.5 m", "-.5 m"), ("...5", "5"), ("3-5", "3-5"),
+        ("C++", "c++"), ("c#.", "c#"), ("किताब", "किताब"), ("cafe\u0301", "café"), ("A.", "a"), ("the a", "the a"),
+        ("+", "+"), ("❤️", "❤️"), (" ?  ! ", "? !"), ("red_cat", "red cat"), (" ", ""),
     ],
 )  # fmt: skip
 def test_answers_are_compared_in_one_form(answer: str, normal: str) -> None:
@@ -27,3 +30,10 @@ def test_accuracy_of_each_kind() -> None:
         answer_accuracy(said[1:], right)
     with pytest.raises(ValueError, match="nothing was scored"):
         answer_accuracy([], [])
+
+
+def test_what_holds_no_word_is_only_equal_to_itself() -> None:
+    assert answer_accuracy(["-", "😀", "b", ""], [["+"], ["❤️"], ["c"], ["a"]])["accuracy"]["value"] == 0
+    assert (
+        answer_accuracy(["+", "😀", "The", "c"], [["+"], ["😀"], ["the"], ["c++", "c#"]])["accuracy"]["value"] == 0.75
+    )

@@ -140,6 +140,10 @@ def test_exact_match_compares_words() -> None:
     assert result["value"] == pytest.approx(1 / 3) and result["n"] == 3
 
 
+def test_captions_without_words_are_compared_as_they_are() -> None:
+    assert exact_match(["...", "", "😀 ", "!"], [["😀"], ["?"], ["😀"], ["a", "! "]])["value"] == 0.5
+
+
 @pytest.mark.parametrize("metric", [bleu, cider_d, exact_match])
 def test_what_cannot_be_scored_is_told(metric) -> None:  # type: ignore[no-untyped-def]
     for predictions, references in ((["a"], []), ([], []), (["a"], [[]])):

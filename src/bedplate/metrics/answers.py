@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from bedplate.metrics.proportion import proportion
 
-WORD = re.compile(r"[^\W_]+(?:['’.:-][^\W_]+)*")
+WORD = re.compile(r"(?:(?<![\w.+-])[+-]?\.?(?=\d))?[^\W_]\w*(?:['’.:-][^\W_]\w*)*(?:[+#]+(?!\w))?")
+"""A word in the `_shape` of a text: "t-shirt", "-5", ".5", "c++"."""
+JOINERS = "\u200c\u200d"
 ARTICLES = ("a", "an", "the")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {name: str(number) for number, name in enumerate(NUMBERS)}
@@ -15,8 +18,21 @@ DIGITS = {name: str(number) for number, name in enumerate(NUMBERS)}
 
 def normal_answer(answer: str) -> str:
     """An answer as it is compared: in lower case, without punctuation around words and without articles, numbers up to
-    ten as digits (the rule of VQA, Antol et al. 2015, but for its list of contractions)."""
-    return " ".join(DIGITS.get(word, word) for word in WORD.findall(answer.lower()) if word not in ARTICLES)
+    ten as digits (the rule of VQA, Antol et al. 2015, but for its list of contractions).
+
+    A number keeps its sign and its point. Where nothing else is left articles stay, and so does what holds no word,
+    such as "+": "" is the form of an empty answer alone.
+    """
+    text = unicodedata.normalize("NFC", answer.lower()).replace("−", "-")
+    words = [text[slice(*found.span())] for found in WORD.finditer(_shape(text))]
+    kept = [DIGITS.get(word, word) for word in words if word not in ARTICLES]
+    return " ".join(kept or words or text.split())
+
+
+def _shape(text: str) -> str:
+    """The text with "_" for each mark that joins a letter, such as a vowel sign, which `re` takes for no part of it."""
+    joins = (each in JOINERS or unicodedata.category(each).startswith("M") for each in text)
+    return "".join("_" if join else " " if each == "_" else each for each, join in zip(text, joins, strict=True))
 
 
 def answer_accuracy(

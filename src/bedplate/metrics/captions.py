@@ -128,11 +128,14 @@ def cider_d(
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The share of captions whose words are those of a reference, with its 95 % interval, see `proportion`."""
+    """The share of captions whose words are those of a reference, with its 95 % interval, see `proportion`.
+
+    What holds no word, such as an emoji, is compared as it is.
+    """
     _check(predictions, references)
     return proportion(
         [
-            words(text) in [words(each) for each in several]
+            (words(text) or text.split()) in [words(each) or each.split() for each in several]
             for text, several in zip(predictions, references, strict=True)
         ]
     )
