@@ -15,6 +15,7 @@ from PIL import Image
 
 import bedplate
 from bedplate.cli import main as cli
+from bedplate.data.tokenizer import train_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.reader_model import ReaderModel
 
@@ -160,6 +161,43 @@ def test_a_run_goes_on_from_a_reader_and_from_its_parts(
     before, after = bedplate.load(out), bedplate.load(tmp_path / "b")
     for name, value in before.module.vision.state_dict().items():
         assert torch.equal(value, after.module.vision.state_dict()[name]), name
+
+
+def test_a_run_from_a_reader_takes_the_fit_of_the_recipe(
+    trained: tuple[dict[str, Any], Path], data: Path, tmp_path: Path
+) -> None:
+    quick: dict[str, Any] = {"train": {**RECIPE["train"], "steps": 1}, "model": {}, "tokenizer": {}}
+    for name, own, fit in (("own", {"fit": "cover"}, "cover"), ("base", {}, "stretch")):
+        path = recipe(
+            tmp_path / f"{name}.yaml", data, base=str(trained[1]), out=str(tmp_path / name), data=own, **quick
+        )
+        bedplate.pretrain(path)
+        found = bedplate.load(tmp_path / name)
+        assert isinstance(found, ReaderModel) and found.processor.fit == fit
+
+
+def test_a_run_whose_tokenizer_is_another_is_not_resumed(data: Path, tmp_path: Path) -> None:
+    for steps, texts in ((2, ["red", "blue"]), (4, ["what colour is it?", "a square"])):
+        train_tokenizer(texts * 3, 280).save(str(tmp_path / "tokenizer.json"))
+        path = recipe(
+            tmp_path / "recipe.yaml",
+            data,
+            tokenizer={"path": str(tmp_path / "tokenizer.json")},
+            train={**RECIPE["train"], "steps": steps},
+            schedule={"decay": 0.0},
+            checkpoint={"every": 2},
+        )
+        if steps == 2:
+            bedplate.pretrain(path)
+    with pytest.raises(InputError, match="data"):
+        bedplate.pretrain(path, resume=True)
+
+
+def test_one_question_is_asked_of_all_pictures_of_a_file(trained: tuple[dict[str, Any], Path], data: Path) -> None:
+    model = bedplate.load(trained[1])
+    assert len(bedplate.predict(model, file=data, question="what colour is it?")) == 60
+    with pytest.raises(InputError, match="question is a list, and with `file` one question is asked of all pictures"):
+        bedplate.predict(model, file=data, question=["what colour is it?"] * 60)
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:

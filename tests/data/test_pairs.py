@@ -59,6 +59,17 @@ def test_webdataset(tmp_path: Path, compression: str) -> None:
         read_pairs(write_tar(path, members, compression), text="base")
 
 
+@pytest.mark.parametrize(
+    ("beside", "text"),
+    [({"label": 3}, "a cat"), ({"name": "x", "title": "y"}, "a cat"), ({"caption": "one"}, "one"), ({}, "a cat")],
+)
+def test_the_text_file_of_an_archive_goes_before_names_and_labels(
+    tmp_path: Path, beside: dict[str, Any], text: str
+) -> None:
+    members = {"1.png": png(1), "1.json": json.dumps(beside).encode(), "1.txt": b"a cat"}
+    assert read_pairs(write_tar(tmp_path / "x.tar", members)).texts == [(text,)]
+
+
 def test_tables(tmp_path: Path) -> None:
     for seed in range(3):
         save(tmp_path / "images" / f"{seed}.png", seed)

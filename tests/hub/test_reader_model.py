@@ -103,6 +103,23 @@ def test_the_score_is_the_probability_of_the_text_and_its_end() -> None:
     assert found["text"] == TOKENIZER.decode(row).strip()
 
 
+def test_a_text_that_the_context_cut_is_scored_without_an_end() -> None:
+    model, image, end = make(), pictures(1)[0], end_of_text_id(TOKENIZER)
+    with torch.no_grad():
+        model.module.language.embed.weight[end] = 0  # its logit is 0 with tied weights, and others are above it
+    question = "how " * 20
+    prompt, context = model.prompt(question), model.module.config.context
+    pixels = model.processor([image])
+    (row,) = model.module.generate(
+        model.module.seen(pixels), [prompt], max_new_tokens=99, temperature=0.0, stop_ids={end}
+    )
+    assert len(row) == context - len(prompt) < 10, "the context was full before the text ended"
+    logs = model.module(pixels, torch.tensor([prompt + row[:-1]]))[0].log_softmax(-1)
+    product = sum(float(logs[len(prompt) - 1 + n, token].detach()) for n, token in enumerate(row))
+    (found,) = model.ask(image, question, max_new_tokens=99)
+    assert found["score"] == pytest.approx(np.exp(product), rel=1e-3)
+
+
 def test_a_picture_is_read_once_however_many_questions_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
     model, read = make(), []
     look = model.module.look
@@ -120,6 +137,8 @@ def test_a_picture_is_read_once_however_many_questions_it_has(monkeypatch: pytes
         (lambda m: m.predict(pictures(2), ["how many?"]), "1 questions for 2 pictures"),
         (lambda m: m.predict(pictures(1), beams=3), "beams is no option of a reader"),
         (lambda m: m.predict(pictures(1), batch_size=0), "batch_size=0"),
+        (lambda m: m.predict(pictures(1), max_new_tokens=0), "max_new_tokens=0: give 1 or more"),
+        (lambda m: m.predict(pictures(1), max_new_tokens=-1), "max_new_tokens=-1: give 1 or more"),
         (lambda m: m.predict(pictures(1), num_beams=0), "num_beams=0"),
         (lambda m: m.caption(b"no picture"), "image 1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import same_images
 from bedplate.data.question_loader import QuestionEvalLoader, QuestionLoader, answer_ids, within
 from bedplate.data.questions import Asked, read_questions
-from bedplate.data.tokenizer import load_tokenizer, train_tokenizer, vocabulary_size
+from bedplate.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer, vocabulary_size
 from bedplate.errors import InputError
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
@@ -54,7 +55,8 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
         text_base = self._text_base()
         if base is not None:
-            self.tokenizer, self.processor = base.tokenizer, base.processor
+            self.tokenizer = base.tokenizer
+            self.processor = replace(base.processor, fit=recipe.data.fit or base.processor.fit)
         elif text_base is not None:
             self.tokenizer = text_base.need_tokenizer()
         else:
@@ -229,6 +231,7 @@ class AnswerRun(PictureRun[AnswerRecipe]):
 
     def facts(self) -> list[dict[str, Any]]:
         marks = [f"{name}:{part.fingerprint(self.cache)}" for name, part in self.parts.items()]
+        marks.append(tokenizer_hash(self.tokenizer))
         return [{"fingerprint": " ".join(marks), "pictures": True, **self.found}]
 
     def read_recipe(self, path: Path) -> AnswerRecipe:

@@ -85,7 +85,13 @@ def predict_images(
 def predict_file(
     model: ImageModel | MultimodalModel, file: str | Path, column: str | None, **options: Any
 ) -> list[Any]:
-    """Predictions of all pictures of a folder, table or archive, in order; `AT_ONCE` are held in memory."""
+    """Predictions of all pictures of a folder, table or archive, in order; `AT_ONCE` are held in memory.
+
+    Raises:
+        InputError: several questions, which no one could match with the pictures of a file.
+    """
+    if not isinstance(options.get("question"), str | None):
+        raise InputError("question is a list, and with `file` one question is asked of all pictures; give one text")
     refs = read_images(file, column, label="").images
     parts = (refs[first : first + AT_ONCE] for first in range(0, len(refs), AT_ONCE))
     return [row for part in parts for row in model.predict([ref.image() for ref in part], **options)]

@@ -34,8 +34,8 @@ from bedplate.data.sources import Paths, checked_text, kind_of, resolve, shown
 from bedplate.errors import InputError
 
 TEXT_NAMES = (
-    *("caption", "captions", "text", "texts", "sentences", "sentence", "description", "alt_text", "alt", "title"),
-    *("name", "prompt", "label"),
+    *("caption", "captions", "text", "texts", "txt", "sentences", "sentence", "description", "alt_text", "alt"),
+    *("title", "name", "prompt", "label"),
 )
 """Names under which published data sets keep what a picture shows, the clearest first."""
 KINDS = (*ROWS, "tar")
@@ -349,7 +349,7 @@ def _row(image: ImageRef, values: dict[str, Any], wanted: _Wanted, where: str) -
 
 def _guessed(names: Sequence[str]) -> tuple[str, ...] | None:
     """The column of the texts by its name."""
-    found = first_named((*TEXT_NAMES, "txt"), names)
+    found = first_named(TEXT_NAMES, names)
     return None if found is None else (found,)
 
 

@@ -122,9 +122,11 @@ class ReaderModel(MultimodalModel):
     ) -> list[dict[str, Any]]:
         """The texts behind the questions of each picture, in order."""
         chosen = taken(options, OPTIONS, "a reader")
-        batch_size, most = chosen.pop("batch_size"), chosen.pop("max_new_tokens") or self.max_new_tokens
-        if batch_size < 1:
-            raise InputError(f"batch_size={batch_size}: give 1 or more")
+        chosen["max_new_tokens"] = self.max_new_tokens if chosen["max_new_tokens"] is None else chosen["max_new_tokens"]
+        for name in ("batch_size", "max_new_tokens"):
+            if chosen[name] < 1:
+                raise InputError(f"{name}={chosen[name]}: give 1 or more")
+        batch_size, most = chosen.pop("batch_size"), chosen.pop("max_new_tokens")
         search = {name: value for name, value in chosen.items() if value is not None}
         prompts = [[self.prompt(question) for question in questions] for _, questions in asked]
         found: list[tuple[list[int], float]] = []

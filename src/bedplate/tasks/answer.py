@@ -216,7 +216,8 @@ def written(
         texts = module.generate(seen, part, max_new_tokens=max_new_tokens, stop_ids={end}, **options)
         scores = [0.0] * len(texts)
         if scored:
-            ended = [text if len(text) == max_new_tokens else [*text, end] for text in texts]
+            limits = [min(max_new_tokens, module.config.context - len(prompt)) for prompt in part]
+            ended = [text if len(text) == most else [*text, end] for text, most in zip(texts, limits, strict=True)]
             scores = module.log_likelihood(seen, part, ended).tolist()
         found += zip(texts, scores, strict=True)
     return found
