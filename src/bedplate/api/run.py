@@ -266,8 +266,8 @@ def without_paths(record: dict[str, Any], verb: str) -> dict[str, Any]:
         value: Any = recipe.get(section, {}).get(key)
         if value:
             recipe[section][key] = [Path(str(each)).name for each in value] if isinstance(value, list) else "..."
-    for section in (recipe, recipe.get("model", {})):
+    for named in (recipe, recipe.get("model", {})):
         for key in ("base", "vision_base", "text_base", "image_base", "tokenizer_base"):
-            if base := section.get(key):
-                section[key] = base if ":" in base else Path(base).name
+            if base := named.get(key):
+                named[key] = base if ":" in base else Path(base).name
     return record | {"recipe": recipe | {"out": record["name"]}, "command": f"bedplate {verb} recipe.yaml"}
