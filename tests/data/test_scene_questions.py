@@ -1,5 +1,6 @@
 """Questions about scenes: every answer is what the boxes say, nothing can be guessed, and a seed is a data set."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -122,6 +123,25 @@ def test_a_scene_is_a_function_of_its_number(scenes: list[AskedScene]) -> None:
     assert np.array_equal(np.asarray(again["scene"]["image"]), np.asarray(scenes[7]["scene"]["image"]))
     (other,) = ask_scenes(STICKERS, 1, 6, start=7)
     assert not np.array_equal(np.asarray(other["scene"]["image"]), np.asarray(scenes[7]["scene"]["image"]))
+
+
+def test_nothing_is_called_by_a_colour_alone_beside_what_has_no_dominant_one() -> None:
+    half = np.zeros((24, 24, 4), np.uint8)
+    half[..., 3], half[:8, :, 0], half[8:16, :, 1], half[16:, :, 2] = 255, 220, 200, 255
+    flag = Sticker(Image.fromarray(half), "flag")
+    assert colour_of(flag.image) is None
+    asked = {True: 0, False: 0}
+    for scene in ask_scenes([*STICKERS, *[flag] * 8], 300, 1):
+        beside = any(thing.colour is None for thing in scene["things"])
+        for question in scene["questions"]:
+            by_colour = re.search(f"({'|'.join(PLAIN)}) thing|(something|is) ({'|'.join(PLAIN)})", question.text)
+            asked[beside] += bool(by_colour)
+    assert asked[True] == 0 < asked[False]
+
+
+def test_the_questions_of_a_seed_stay_the_same() -> None:
+    said = "".join(repr(scene["questions"]) for scene in ask_scenes(STICKERS, 40, 7))
+    assert hashlib.sha256(said.encode()).hexdigest()[:16] == "dd04c54be8fb1461"
 
 
 def test_captions_count_what_is_there(scenes: list[AskedScene]) -> None:

@@ -31,6 +31,20 @@ def test_recall_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(found) == ["image_to_text_r1", "image_to_text_r2", "text_to_image_r1", "text_to_image_r2"]
 
 
+def test_equal_texts_of_different_groups_are_right_for_each_other() -> None:
+    images, texts = np.eye(3), np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1]])
+    groups, marks = np.arange(3), np.array([0, 0, 1])
+    apart = retrieval(images, texts, groups, groups, (1,))
+    assert apart["image_to_text_r1"] == proportion([False, False, True])
+    found = retrieval(images, texts, groups, groups, (1,), (marks, marks))
+    assert found["image_to_text_r1"] == proportion([True, False, True])
+    assert found["text_to_image_r1"] == proportion([True, True, True])
+    several = np.array([[5, 0], [0, -1], [-1, 1]])  # of pictures that have up to two texts
+    assert retrieval(images, texts, groups, groups, (1,), (several, marks)) == found
+    none = np.full(3, -1)
+    assert retrieval(images, texts, groups, groups, (1,), (none, none)) == apart
+
+
 def test_vectors_that_are_all_equal_find_nothing() -> None:
     same = np.ones((20, 4))
     found = retrieval(same, same, np.arange(20), np.arange(20))

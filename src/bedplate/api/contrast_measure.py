@@ -129,8 +129,15 @@ def _retrieval(model: ClipModel, pairs: Pairs, template: str | Sequence[str] | N
         total += model.embed([sentence.replace(PLACE, text) for text in texts], truncate=True)
     images = torch.cat(list(_images(model, store)))
     of_image = group[store.usable]
-    metrics = retrieval(images.numpy(), F.normalize(total, dim=1).numpy(), of_image, of_text)
-    chance = float(np.mean(np.bincount(of_text, minlength=group.max() + 1)[of_image]) / len(texts))
+    number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+    marks = np.array([number[text] for text in texts])
+    own = np.full((len(images), max(whole)), -1)
+    for row, i in zip(own, store.usable, strict=True):
+        row[: whole[i]] = [number[text] for text in pairs.texts[i][: whole[i]]]
+    metrics = retrieval(images.numpy(), F.normalize(total, dim=1).numpy(), of_image, of_text, marks=(own, marks))
+    # The texts of its group, and those like its own of others.
+    others = np.where(own < 0, 0, np.bincount(marks)[own] - 1).sum(1)
+    chance = float(np.mean(np.bincount(of_text, minlength=group.max() + 1)[of_image] + others) / len(texts))
     return {
         "n": len(images),
         "unit": "pairs",

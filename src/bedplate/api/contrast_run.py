@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bedplate.api.contrast_report import write_contrast_report
 from bedplate.api.contrast_towers import CONTEXT, Towers, make_clip, make_towers
@@ -158,7 +159,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         name = "test" if "test" in self.loaders else "val"
         if name not in self.loaders:
             return
-        images, texts, group, _, index = (each.numpy() for each in self.task.features(self.loaders[name]))
+        images, texts, group, text, index = (each.numpy() for each in self.task.features(self.loaders[name]))
         part = self.parts[name]
         most = max(1, PRODUCTS // len(texts))
         starts = range(0, len(images), most)
@@ -173,11 +174,11 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             }
             for row in range(len(index))
         ]
-        right = group == group[nearest]
+        right = (group == group[nearest]) | (text == text[nearest])
         self.scored = {
             "on": name,
-            "metrics": retrieval(images, texts, group, group),
-            "chance": float((np.unique(group, return_counts=True)[1] ** 2).sum() / len(group) ** 2),
+            "metrics": retrieval(images, texts, group, group, marks=(text, text)),
+            "chance": _chance(group, text),
             "shown": {
                 kind: [rows[i] for i in np.random.default_rng(0).permutation(np.flatnonzero(hits))[:SHOWN]]
                 for kind, hits in (("right", right), ("wrong", ~right))
@@ -249,3 +250,12 @@ def said(found: Mapping[str, Any], pairs: Pairs) -> list[str]:
     if broken := found["broken"]:
         lines.append(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
     return lines
+
+
+def _chance(group: NDArray[np.int64], text: NDArray[np.int64]) -> float:
+    """The share of pairs of rows `(N,)` that belong together: of one group or of one text."""
+    both = np.stack([group, text], 1)
+    of_group, of_text, of_both = (
+        (np.unique(each, axis=0, return_counts=True)[1] ** 2).sum() for each in (group, text, both)
+    )
+    return float((of_group + of_text - of_both) / len(group) ** 2)

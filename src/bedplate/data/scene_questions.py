@@ -116,7 +116,8 @@ def ask_scenes(
 
     Kinds of questions: `what` (is the red thing), `how_many`, `colour`, `left`, `right`, `above` and `below` (what is
     there of a thing), `yes_no` (is there something, and is it left of another). Answers are names without colours
-    ("circle"), digits, colours, "yes" and "no". What has no dominant colour is not asked for by colour.
+    ("circle"), digits, colours, "yes" and "no". What has no dominant colour is not asked for by colour, and while it is
+    shown nothing is called by a colour alone.
 
     Args:
         stickers: Things; of one name in several colours, as `shapes.shapes()` gives them, or pictures of your own.
@@ -187,12 +188,13 @@ class _World:
         """A question of a kind, where the scene has one that is not ambiguous."""
         if kind == "how_many":
             count = sum(_fits(thing, described) for thing in seen.things)
-            if count > MOST:
+            if count > MOST or _doubtful(seen.things, described):
                 return None
             return Question(_said(draw, kind, _several(described)), (str(count),), kind)
         if kind == "what":
             colours = [thing.colour for thing in seen.things]
             only = [thing for thing in seen.things if thing.colour and colours.count(thing.colour) == 1]
+            only = [] if None in colours else only  # what has many colours may be called by one of them
             thing = _any(draw, only) if only else None
             return Question(_said(draw, kind, thing.colour), (thing.name,), kind) if thing else None
         if kind == "colour":
@@ -210,6 +212,7 @@ class _World:
     def _there(self, draw: np.random.Generator, seen: Seen, answer: bool) -> Question | None:
         """Whether something is there. What is not may be a name and a colour that are, but not of one thing."""
         said = [each for each in self._descriptions(draw) if _seen(seen.things, each) == answer]
+        said = [each for each in said if not _doubtful(seen.things, each)]
         near = [
             each
             for each in said
@@ -258,6 +261,13 @@ def _fits(thing: Thing, described: Thing) -> bool:
 
 def _seen(things: Sequence[Thing], described: Thing) -> bool:
     return any(_fits(thing, described) for thing in things)
+
+
+def _doubtful(things: Sequence[Thing], described: Thing) -> bool:
+    """Whether a colour is spoken of while something without a dominant one is shown, of which it may be one."""
+    return described.colour is not None and any(
+        thing.colour is None and described.name in ("", thing.name) for thing in things
+    )
 
 
 def _one(described: Thing) -> str:

@@ -148,7 +148,9 @@ class Contrast:
             pair = (images[part].to(device), texts[part].to(device))
             nats.append(contrastive_nats(self.module, *pair, *pair, positive.to(device), self.objective))
         each = torch.cat(nats).double().cpu().numpy()
-        found = retrieval(images.numpy(), texts.numpy(), group.numpy(), group.numpy(), (1,))
+        found = retrieval(
+            images.numpy(), texts.numpy(), group.numpy(), group.numpy(), (1,), (text.numpy(), text.numpy())
+        )
         return {**found, "loss": ratio_interval(each, np.ones(len(each)))}
 
     @torch.no_grad()
