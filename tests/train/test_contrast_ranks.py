@@ -61,7 +61,7 @@ def test_losses_and_weights_are_those_of_one_process(
     alone = Path(bedplate.pretrain(recipe("alone"))["out"])
     for way in ("data", "parts"):
         for row, wanted in zip(rows(tmp_path / way), rows(alone), strict=True):
-            assert row == pytest.approx(wanted, rel=1e-5, abs=1e-5), way
+            assert row == pytest.approx(wanted, rel=3e-5, abs=1e-5), way
         found, expected = (load_file(run / "model" / "model.safetensors") for run in (tmp_path / way, alone))
         for name, weight in expected.items():
             if not name.endswith("k_proj.bias"):  # attention does not depend on it: Adam follows what rounding leaves

@@ -151,7 +151,7 @@ def prefill(module: GPT, prompts: list[list[int]], cache: Cache) -> tuple[Tensor
 
 
 def _columns(
-    module: GPT, prompts: list[list[int]], steps: int, choose: Sampler, ahead: int, before: Cache | None
+    module: GPT, prompts: list[list[int]], steps: int, choose: Sampler, ahead: int, before: Cache | None = None
 ) -> Generator[list[int]]:
     """The next token of every row, `steps` times.
 
