@@ -177,6 +177,18 @@ def test_vqa_v2(tmp_path: Path) -> None:
         asked = read_questions(path)
         assert by_name(asked) == {"COCO_train2014_000000000009": expected}
         assert asked.dropped == {"questions without an answer": 1}
+    file = tmp_path / "v2_mscoco_train2014_annotations.json"
+    as_strings = [{**each, "question_id": str(each["question_id"])} for each in annotations]
+    file.write_text(json.dumps({"annotations": [*as_strings, {"question_id": 2, "answers": None}]}))
+    assert by_name(read_questions(tmp_path)) == {"COCO_train2014_000000000009": expected}
+    for wrong, told in (
+        ({"question_id": 0, "answers": ["cat"]}, "question 0: 'answers' is no list of"),
+        ({"question_id": [0]}, r"annotation number 0: question_id is '\[0\]'; give a whole number"),
+    ):
+        file.write_text(json.dumps({"annotations": [wrong]}))
+        with pytest.raises(InputError, match=told):
+            read_questions(tmp_path)
+    file.write_text(json.dumps({"annotations": annotations}))
     (tmp_path / "train2014" / "COCO_train2014_000000000009.jpg").unlink()
     (tmp_path / "val2014" / "COCO_val2014_000000000009.jpg").unlink()
     with pytest.raises(InputError, match="question 0 is about picture 9, which is not in"):

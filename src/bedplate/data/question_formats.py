@@ -268,24 +268,44 @@ def _read_vqa(file: Path, content: Any) -> Asked:
     answered = annotations.get("annotations") if isinstance(annotations, dict) else None
     if not isinstance(questions, list) or not isinstance(answered, list):
         raise InputError(f"{file} and {partner}: no lists 'questions' and 'annotations'; {WANTED}")
-    said = {each["question_id"]: each for each in answered if isinstance(each, dict) and "question_id" in each}
+    said = {
+        _id(each["question_id"], f"{partner}: annotation number {number}: question_id"): each
+        for number, each in enumerate(answered)
+        if isinstance(each, dict) and "question_id" in each
+    }
     pictures = _numbered(file, str(content.get("data_subtype", "")))
     found = _Found()
     for number, row in enumerate(questions):
         if not isinstance(row, dict) or any(key not in row for key in ("question_id", "image_id", "question")):
             raise InputError(f"{file}: question number {number} needs question_id, image_id and question; mend it")
         where = f"{file}: question {row['question_id']}"
-        path = pictures.get(row["image_id"])
+        path = pictures.get(_id(row["image_id"], f"{where}: image_id"))
         if path is None:
             raise InputError(f"{where} is about picture {row['image_id']}, which is not in {file.parent}; put it there")
-        annotation = said.get(row["question_id"], {})
+        annotation = said.get(_id(row["question_id"], f"{where}: question_id"), {})
         kind = _text(annotation.get("answer_type"), where, "answer_type")
         _add(found, path, _text(row["question"], where, "question"), _annotated(annotation, where), kind)
     return found.asked()
 
 
+def _id(value: Any, where: str) -> int:
+    """A number that things are called by, also as a string of digits.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, str) and value.strip().isdigit():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{where} is {str(value)[:40]!r}; give a whole number")
+    return value
+
+
 def _annotated(annotation: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    given = [_text(each.get("answer"), where, "answer") for each in annotation.get("answers", [])]
+    answers = annotation.get("answers") or []
+    if not isinstance(answers, list) or not all(isinstance(each, dict) for each in answers):
+        raise InputError(f"{where}: 'answers' is no list of {{'answer': words}}; mend it, or leave it out")
+    given = [_text(each.get("answer"), where, "answer") for each in answers]
     return _agreed(given, _text(annotation.get("multiple_choice_answer"), where, "multiple_choice_answer"))
 
 
