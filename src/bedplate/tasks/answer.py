@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from bedplate.metrics.intervals import ratio_interval
 from bedplate.metrics.proportion import proportion
 from bedplate.metrics.rouge import rouge
 from bedplate.models.reader import Reader, answered
-from bedplate.nn.heads import IGNORE, cross_entropy_by_token
+from bedplate.nn.heads import IGNORE
 from bedplate.tasks import Batch
 from bedplate.tasks.pixels import normalize
 
@@ -122,16 +123,16 @@ class Answer:
         pixels = normalize(batch["pixels"], self.mean, self.std)
         at, targets = answered(batch["targets"])
         hidden = module.hidden(pixels, batch["ids"], doc=batch["doc"], pos=batch["pos"], valid=batch["valid"], at=at)
-        logits = module.language.head(hidden).float()
         kept = targets != IGNORE
+        logits, wanted = module.language.head(hidden[kept]).float(), targets[kept]  # of answers alone
         doc = batch["doc"] if at is None else batch["doc"].gather(1, at)
         # A place for each question of each row.
         places = max(len(self.questions[picture]) for picture in index)
         place = (doc - 1 + places * torch.arange(len(doc), device=doc.device)[:, None])[kept]
         empty = torch.zeros(len(doc) * places, device=doc.device)
-        nats = empty.index_add(0, place, cross_entropy_by_token(logits, targets)[kept]).tolist()
+        nats = empty.index_add(0, place, F.cross_entropy(logits, wanted, reduction="none")).tolist()
         tokens = empty.index_add(0, place, torch.ones_like(place, dtype=empty.dtype)).tolist()
-        misses = empty.index_add(0, place, (logits.argmax(-1) != targets)[kept].to(empty.dtype)).tolist()
+        misses = empty.index_add(0, place, (logits.argmax(-1) != wanted).to(empty.dtype)).tolist()
         asked = [(row, n) for row, picture in enumerate(index) for n in range(len(self.questions[picture]))]
         missed = [(row, n) for row, n in asked if misses[row * places + n]]
         written = dict(zip(missed, self._write(pixels, index, missed), strict=True))
