@@ -12,10 +12,11 @@ from PIL import Image
 
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
-from bedplate.api.vision_classify import said, without_same
+from bedplate.api.vision_classify import said
 from bedplate.api.vision_run import SCORED_ROWS
+from bedplate.api.vision_unlabelled import unlabelled
 from bedplate.data.augment import ImageAugment
-from bedplate.data.image_files import fingerprint, read_images, split_images
+from bedplate.data.image_files import fingerprint
 from bedplate.data.image_loader import ImageEvalLoader, ImageLoader
 from bedplate.errors import InputError
 from bedplate.hub.image_tokens_model import ImageTokensModel, pictures_of
@@ -74,14 +75,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
         return module
 
     def _read(self, log: RunLog) -> None:
-        data = self.recipe.data
-        whole = train = read_images(data.path, data.image, label="")
-        val = read_images(data.val_path, data.image, label="") if data.val_path else None
-        same = 0
-        if val is not None:
-            train, same = without_same(train, val)
-        elif data.val_fraction:
-            train, val = split_images(train, data.val_fraction, self.recipe.seed)
+        train, val, same = unlabelled(self.recipe.data, self.recipe.data.image, self.recipe.seed)
         self.parts = {"train": train} | ({} if val is None else {"val": val})
         size, rows, seed = self.processor.size, self.recipe.train.batch_size, self.recipe.seed
         self.loader = ImageLoader(train, rows, seed, self.store("train", train, size), *self.shares)
@@ -91,7 +85,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
             self.val = ImageEvalLoader(val, scored, self.store("val", val, size), None, *self.shares)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},
-            "dropped": dict(whole.dropped),
+            "dropped": dict(train.dropped),
             "equal_pictures": same,
             "broken": self.broken(),
         }

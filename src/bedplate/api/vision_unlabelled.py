@@ -6,8 +6,9 @@ from typing import Any
 
 from bedplate.api.vision_classify import said, without_same
 from bedplate.api.vision_run import VisionRun
-from bedplate.data.image_files import fingerprint, read_images, split_images
+from bedplate.data.image_files import LabelledImages, fingerprint, read_images, split_images
 from bedplate.data.image_loader import ImageLoader
+from bedplate.recipe.pictures import PictureDataRecipe
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Trainer
 
@@ -16,21 +17,14 @@ class UnlabelledRun(VisionRun):
     """A run that learns from pictures alone."""
 
     def read(self, log: RunLog) -> None:
-        data = self.recipe.data
-        whole = train = read_images(data.path, data.image, label="")
-        val = read_images(data.val_path, data.image, label="") if data.val_path else None
-        same = 0
-        if val is not None:
-            train, same = without_same(train, val)
-        elif data.val_fraction:
-            train, val = split_images(train, data.val_fraction, self.recipe.seed)
+        train, val, same = unlabelled(self.recipe.data, self.recipe.data.image, self.recipe.seed)
         self.parts = {"train": train} | ({} if val is None else {"val": val})
         rows, seed = self.recipe.train.batch_size, self.recipe.seed
         self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size), *self.shares)
         self.val = None if val is None else self.eval_loader("val", val)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},
-            "dropped": dict(whole.dropped),
+            "dropped": dict(train.dropped),
             "equal_pictures": same,
             "broken": self.broken(),
         }
@@ -43,3 +37,17 @@ class UnlabelledRun(VisionRun):
     def facts(self) -> list[dict[str, Any]]:
         marks = [f"{name}:{fingerprint(part, self.cache)}" for name, part in self.parts.items()]
         return [{"fingerprint": " ".join(marks), **self.found}]
+
+
+def unlabelled(
+    data: PictureDataRecipe, image: str | None, seed: int
+) -> tuple[LabelledImages, LabelledImages | None, int]:
+    """(pictures to train on, those held out if any, how many of the first were also scored and left)."""
+    train = read_images(data.path, image, label="")
+    if data.val_path:
+        val = read_images(data.val_path, image, label="")
+        train, same = without_same(train, val)
+        return train, val, same
+    if data.val_fraction:
+        return *split_images(train, data.val_fraction, seed), 0
+    return train, None, 0
