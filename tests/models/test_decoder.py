@@ -16,7 +16,7 @@ from bedplate.models import decoder as decoding
 from bedplate.models import products
 from bedplate.models.decoder import Decoder, _Rows, decodable
 from bedplate.models.gpt import GPT
-from bedplate.models.products import Product
+from bedplate.models.products import Product, by_tiles
 from bedplate.models.sampling import generate
 from bedplate.nn.rotary import RopeConfig
 
@@ -97,6 +97,9 @@ def test_norm_of_two_kernels(scale: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out[:, :40], F.rms_norm(x, (40,), gain, eps))
 
 
+VIEWS = 14  # of one row and of blocks of the matrices, where a CPU multiplies tiles
+
+
 @pytest.mark.parametrize("variant, most", [("gpt2", 15), ("llama", 18), ("qwen3-gqa", 20)])
 def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: int) -> None:
     """Each costs as much as a small product: a view or a cast more in every layer is to be seen here."""
@@ -112,7 +115,7 @@ def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: 
                 decoder.step(some_rows(1, 1))
         return counter.number
 
-    assert calls(3) - calls(2) <= most
+    assert calls(3) - calls(2) <= most + (VIEWS if by_tiles(torch.bfloat16) else 0)
 
 
 class Calls(TorchFunctionMode):

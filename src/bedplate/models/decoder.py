@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bedplate.models.gpt import GPT
-from bedplate.models.products import GEMV_ROWS, Product, packing_pays, without_onednn
+from bedplate.models.products import GEMV_ROWS, Product, by_tiles, packing_pays, without_onednn
 from bedplate.nn.attention import Attention
 from bedplate.nn.block import ACTIVATIONS, MLP, Block
 from bedplate.nn.cache import Cache
@@ -290,7 +290,7 @@ class Decoder:
         if self._graph is not None:
             self._graph.replay()
             return
-        few = self._dtype.itemsize == 2 and len(self._ids) <= GEMV_ROWS
+        few = self._dtype.itemsize == 2 and len(self._ids) <= GEMV_ROWS and not by_tiles(self._dtype)
         with without_onednn() if few else nullcontext():
             self._run(self._capacity if self._static else self._length)
 
