@@ -149,6 +149,14 @@ def test_a_base_goes_on(drawing: Path, pairs: Path, tmp_path: Path) -> None:
     assert result["steps"] == 1 and first["val_loss"] == pytest.approx(best, abs=1e-4)
 
 
+def test_a_model_that_draws_lends_its_image_tokenizer(drawing: Path, pairs: Path, tmp_path: Path) -> None:
+    bedplate.pretrain(_recipe(tmp_path / "anew", pairs, drawing) | {"train": TRAIN | {"steps": 1}})
+    ours, theirs = (load_file(out / "model" / "model.safetensors") for out in (tmp_path / "anew", drawing))
+    lent = [name for name in theirs if name.startswith("image_tokens.")]
+    assert lent and all(torch.equal(ours[name], theirs[name]) for name in lent)
+    assert not torch.equal(ours["dalle.embed.weight"], theirs["dalle.embed.weight"])
+
+
 def test_the_verb_writes_files_and_never_over_others(drawing: Path, tmp_path: Path) -> None:
     rows = bedplate.draw("square: red", drawing, out=tmp_path / "a.png", n=2, seed=5)
     assert [(row["seed"], Path(row["file"]).name) for row in rows] == [(5, "a-1.png"), (6, "a-2.png")]

@@ -67,6 +67,8 @@ class DrawRun(PictureRun[DrawRecipe]):
         base = load(name, dtype="fp32")
         if self.recipe.base is not None and not isinstance(base, DrawModel):
             raise InputError(f"base={name}: is no model that draws; give one, or tokenizer_base")
+        if self.recipe.base is None and isinstance(base, DrawModel):
+            base = base.image_tokens
         if self.recipe.base is None and not isinstance(base, ImageTokensModel):
             raise InputError(f"tokenizer_base={name}: is no image tokenizer; learn one first (task: image_tokens)")
         assert isinstance(base, DrawModel | ImageTokensModel)

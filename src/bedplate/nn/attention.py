@@ -103,8 +103,8 @@ class Attention(nn.Module):
             k, v = ctx.cache.update(self.layer, k, v)
         mask, is_causal = ctx.mask(self.window)
         dropout = self.dropout if self.training else 0.0
-        if dropout == 0 and _written_out_pays(q, k):
-            out = _written_out(q, k, v, mask, is_causal)
+        if _written_out_pays(q, k):
+            out = _written_out(q, k, v, mask, is_causal, dropout)
         else:
             out = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, enable_gqa=self.grouped
@@ -129,7 +129,7 @@ def _written_out_pays(q: Tensor, k: Tensor) -> bool:
     )
 
 
-def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> Tensor:
     """Attention of `q (B, H, N, Dh)` to `k, v (B, Hkv, M, Dh)`; `mask` is True where a query sees a key."""
     q, k, v, groups = q.bfloat16(), k.bfloat16(), v.bfloat16(), q.shape[1] // k.shape[1]
     if groups > 1:
@@ -140,4 +140,4 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal
             mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite: padding may see nothing
-        return torch.matmul(torch.softmax(scores, -1), v)
+        return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout), v)

@@ -76,7 +76,8 @@ class DrawRecipe(PictureRecipe):
     task: Literal["draw"]
     """what is learnt: `draw`, the codes of a picture from its text"""
     tokenizer_base: str | None = None
-    """the image tokenizer (task: image_tokens): a model or run directory, or hf:ORG/NAME; a base has its own"""
+    """the image tokenizer (task: image_tokens), or a model that draws, for its own: a model or run directory, zoo:NAME
+    or hf:ORG/NAME; a base has its own"""
     model: DrawModelRecipe = Field(default_factory=DrawModelRecipe)
     data: DrawDataRecipe
     objective: DrawObjectiveRecipe = Field(default_factory=DrawObjectiveRecipe)
