@@ -112,6 +112,13 @@ def test_what_a_text_spells_out_is_no_special_token(tokenizer: Tokenizer) -> Non
     assert encoder.cut == 0 and TextEncoder(tokenizer, 3)(["one two"]).shape == (1, 3)
 
 
+def test_texts_that_lose_their_end_are_counted_once() -> None:
+    encoder = TextEncoder(train_tokenizer([], 260), 4)  # bytes, three of a text
+    assert encoder.losses(["abc", "a"], "context") == []
+    (line,) = encoder.losses(["abcd", "abcde", "abcd", "b"], "context")
+    assert line == "2 of 3 texts are longer than context=4 tokens and lose their end."
+
+
 @pytest.mark.parametrize("templates", [[], ["a picture"], ["{} {}"]])
 def test_a_template_needs_one_place_for_a_text(
     templates: list[str], pairs: Pairs, tokenizer: Tokenizer, store: PixelStore

@@ -1,8 +1,9 @@
 """Batches of pictures with a text each; order and texts are pure functions of (seed, step): resuming needs no more."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -50,6 +51,15 @@ class TextEncoder:
         for row, values in zip(ids, rows, strict=True):
             row[: len(values)] = values
         return torch.from_numpy(ids)
+
+    def losses(self, texts: Iterable[str], setting: str) -> list[str]:
+        """What to say of the texts that lose their end, if any does; of very many, the first `KEPT` are asked."""
+        asked, before = dict.fromkeys(islice(texts, KEPT)), self.cut
+        for text in asked:
+            self._row(text)
+        cut = self.cut - before
+        said = f"{cut:,} of {len(asked):,} texts are longer than {setting}={self.context} tokens and lose their end."
+        return [said] if cut else []
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer.encode(text).ids
