@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.nn.attention import _written_out
+from bedplate.nn import attention
+from bedplate.nn.attention import Attention, Context, _written_out
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.span import Span
 
 N = 17
 
@@ -43,3 +46,16 @@ def test_padding_that_sees_nothing_stays_finite() -> None:
     out = _written_out(q, k, v, mask, False)
     out.float().sum().backward()
     assert all(x.isfinite().all() for x in (out, q.grad, k.grad, v.grad) if x is not None)
+
+
+def test_both_ways_compile_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Attention(TrunkConfig(16, 1, 2, 2, 8, 32), 0), torch.randn(2, N, 16)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x, Context.of(Span.full(x), None, None))
+
+    for has_bf16 in (True, False):
+        monkeypatch.setattr(attention, "CPU_HAS_BF16", has_bf16)
+        torch._dynamo.reset()
+        assert torch._dynamo.explain(forward)(x).graph_break_count == 0

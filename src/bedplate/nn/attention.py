@@ -16,6 +16,7 @@ from bedplate.nn.rotary import rotate
 from bedplate.nn.span import Span
 
 Tables = tuple[Tensor, Tensor]  # cos and sin of rotary positions
+CPU_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 WRITTEN_OUT = 320  # keys up to which attention in batched products trains faster in bf16 on a CPU than PyTorch's kernel
 
 
@@ -119,13 +120,12 @@ def _written_out_pays(q: Tensor, k: Tensor) -> bool:
     takes ten times as long as batched products, with 65 six times, with 197 twice and a half, with 512 as long.
     """
     return (
-        q.is_cpu
+        CPU_HAS_BF16
+        and q.is_cpu
         and k.shape[2] <= WRITTEN_OUT
         and torch.is_grad_enabled()
         and q.requires_grad
         and (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype) == torch.bfloat16
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
