@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,20 @@ def test_a_directory_gives_the_same_model_back(kind: str, tmp_path: Path) -> Non
     assert names["text_config"]["model_type"] in ("qwen3", "gpt2", "llama") and names["model_type"] == "bedplate_reader"
     half = bedplate.load(tmp_path / "model", dtype="bf16")
     assert next(half.module.parameters()).dtype == torch.bfloat16 and len(half.predict(pictures(1))) == 1
+
+
+def test_a_directory_of_before_has_no_places(tmp_path: Path) -> None:
+    model = make()
+    without = Reader(replace(model.module.config, places=False)).eval()
+    without.init_weights(0)
+    replace(model, module=without).save(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "places"}))
+    loaded = bedplate.load(tmp_path / "model")
+    assert isinstance(loaded, ReaderModel) and not loaded.module.config.places
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"places": "yes"}))
+    with pytest.raises(InputError, match="places='yes' must be true or false"):
+        bedplate.load(tmp_path / "model")
 
 
 def test_an_answer_does_not_depend_on_those_beside_it() -> None:

@@ -31,7 +31,7 @@ def vision_config(**options: Any) -> VisionConfig:
     return VisionConfig((16, 16), 8, trunk, **options)
 
 
-def make_reader(family: str = "qwen3", connector: Any = "linear") -> Reader:
+def make_reader(family: str = "qwen3", connector: Any = "linear", places: bool = True) -> Reader:
     """A tiny reader whose weights hide nothing."""
     language = GPTConfig.from_preset(
         vocab_size=29,
@@ -41,7 +41,7 @@ def make_reader(family: str = "qwen3", connector: Any = "linear") -> Reader:
         num_attention_heads=4,
         **FAMILIES[family],
     )
-    reader = Reader(ReaderConfig(vision_config(stem="conv"), language, connector)).eval()
+    reader = Reader(ReaderConfig(vision_config(stem="conv"), language, connector, places)).eval()
     generator = torch.Generator().manual_seed(3)
     for name, parameter in reader.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -230,3 +230,16 @@ def test_fresh_weights_follow_from_the_seed() -> None:
     assert any(not torch.equal(first[name], value) for name, value in reader.state_dict().items())
     reader.init_weights(0)
     assert all(torch.equal(first[name], value) for name, value in reader.state_dict().items())
+
+
+def test_places_begin_without_effect_and_tell_left_from_right() -> None:
+    old = make_reader(places=False)
+    reader = old.with_places()
+    ids = torch.tensor([[3, 4, 5]])
+    assert reader.config.places and reader.with_places() is reader
+    assert torch.equal(reader(pictures(1), ids), old(pictures(1), ids))
+    places = reader.connector[-1].weight
+    assert places.shape == (5, 16)  # the class token and 2 x 2 patches
+    loss, _ = reader.loss(pictures(2), ids.expand(2, -1), torch.tensor([[1, 2, 3]]).expand(2, -1))
+    (grad,) = torch.autograd.grad(loss, places)
+    assert (grad.norm(dim=1) > 0).all() and not torch.allclose(grad[1], grad[2])

@@ -110,7 +110,11 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         if base is not None:
             if dropout:
                 base.module.language = base.module.language.with_dropout(dropout)
-            return base.module.train()
+            if not base.module.config.places:
+                log.say(
+                    "The base tells no places of a picture apart: it is given vectors for them, which begin at zero."
+                )
+            return base.module.with_places().train()
         vision = self._vision(log)
         language = self._language(vision.config) if text_base is None else text_base.need_language_model()
         if dropout:

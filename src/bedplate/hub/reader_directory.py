@@ -55,11 +55,14 @@ def reader_config_from_hf(values: Mapping[str, Any], where: str = "config.json")
     connector = values.get("connector", "linear")
     if connector not in get_args(Connector):
         raise InputError(f"{where}: connector={connector!r} is not known; supported: {', '.join(get_args(Connector))}")
+    places = values.get("places", False)
+    if not isinstance(places, bool):
+        raise InputError(f"{where}: places={places!r} must be true or false")
     most = values.get("max_new_tokens", 16)
     if not isinstance(most, int) or isinstance(most, bool) or not 0 < most <= MOST_TOKENS:
         raise InputError(f"{where}: max_new_tokens={most!r} must be a whole number from 1 to {MOST_TOKENS}")
     try:
-        return ReaderConfig(vision, language, connector), most
+        return ReaderConfig(vision, language, connector, places), most
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -72,6 +75,7 @@ def reader_config_to_hf(config: ReaderConfig, max_new_tokens: int) -> dict[str, 
         "vision_config": vision_config_to_hf(config.vision),
         "text_config": config_to_hf(config.language),
         "connector": config.connector,
+        "places": config.places,
         "max_new_tokens": max_new_tokens,
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,11 +28,14 @@ class ReaderConfig:
         language: a causal model; its context holds the picture's tokens, then a question and its answer.
         connector: what brings the vision model's states to the language model's width: "linear", one product
             (PaliGemma, arXiv 2407.07726); "mlp", two with a GELU between them (LLaVA-1.5, arXiv 2310.03744).
+        places: behind the connector a learnt vector is added for each place of the picture. Rotary positions count
+            patches row by row, which tells above from below and not left from right.
     """
 
     vision: VisionConfig
     language: GPTConfig
     connector: Connector = "linear"
+    places: bool = True
 
     def __post_init__(self) -> None:
         if not self.language.is_causal:
@@ -55,12 +58,23 @@ class ReaderConfig:
         return self.language.max_position_embeddings - self.picture
 
 
+class Places(nn.Module):
+    """Adds a learnt vector to each token of a picture, `(B, N, D) -> (B, N, D)`."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(tokens, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
 class Reader(nn.Module):
     """One `Span` of a picture and texts about it.
 
     The picture is a run of step 0, which all of it sees, of document 0, which all texts see; the texts are a run of
-    step 1, one document each. Its patches have their places from the vision model; for the rotary positions the picture
-    comes first, and each text goes on behind it.
+    step 1, one document each. Its patches have their places from the vision model and the connector; for the rotary
+    positions the picture comes first, and each text goes on behind it.
     """
 
     def __init__(self, config: ReaderConfig) -> None:
@@ -72,6 +86,8 @@ class Reader(nn.Module):
         layers: list[nn.Module] = [nn.Linear(inner, width)]
         if config.connector == "mlp":
             layers += [nn.GELU(), nn.Linear(width, width)]
+        if config.places:
+            layers.append(Places(config.picture, width))
         self.connector = nn.Sequential(*layers)
         self.language = GPT(config.language)
 
@@ -191,6 +207,19 @@ class Reader(nn.Module):
         for name, parameter in self.connector.named_parameters():
             yield f"connector.{name}", fresh_weight(name, parameter.shape, generator)
         yield from ((f"language.{name}", value) for name, value in self.language.initial_weights(seed))
+
+    @torch.no_grad()
+    def with_places(self) -> Reader:
+        """This reader, or one with its weights and places that begin at zero, which computes the same."""
+        if self.config.places:
+            return self
+        reader = Reader(replace(self.config, places=True))
+        reader.load_state_dict(self.state_dict(), strict=False)
+        places = reader.connector[-1]
+        assert isinstance(places, Places)
+        places.weight.zero_()
+        reader.tie_weights()
+        return reader.to(self.device)
 
     @staticmethod
     def of(
