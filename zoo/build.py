@@ -1,7 +1,6 @@
 """Make a folder of the zoo from a run: weights in bf16, and a card with what the run record cannot know.
 
-    python zoo/build.py runs/text-mini-reviews text-mini --mean-with runs/text-mini \\
-        --notes zoo/text-mini.yaml --figures blimp.json books.json
+    python zoo/build.py runs/text-mini text-mini --notes zoo/text-mini.yaml --figures blimp.json books.json
     python zoo/build.py runs/vision-mini vision-mini --notes zoo/vision-mini.yaml --figures cifar10-test.json
 
 `--notes` is YAML with `description`, `license`, `data` and `limits`. `--figures` hold what `bedplate evaluate --json`
