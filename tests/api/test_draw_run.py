@@ -204,7 +204,9 @@ def test_a_clip_judges_drawings(drawing: Path, pairs: Path, tmp_path: Path) -> N
     assert result["metrics"]["held_out_both"]["n"] == 4
 
 
-def test_what_is_not_for_drawing_is_refused(drawing: Path, tokens: Path, pairs: Path, tmp_path: Path) -> None:
+def test_what_is_not_for_drawing_is_refused(
+    drawing: Path, tokens: Path, pairs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="give a CLIP as judge"):
         bedplate.evaluate(drawing, pairs)
     with pytest.raises(InputError, match="does not know texts and pictures"):
@@ -216,7 +218,7 @@ def test_what_is_not_for_drawing_is_refused(drawing: Path, tokens: Path, pairs: 
     with pytest.raises(InputError, match="give a prefix"):
         bedplate.draw("x", drawing, keep=0.5)
     with pytest.raises(InputError, match="is no image tokenizer"):
-        bedplate.pretrain(_recipe(tmp_path / "run", pairs, drawing))
+        bedplate.pretrain(_recipe(tmp_path / "run", pairs, tiny_model))
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_pre_training_that_helps_is_seen(folder: Path, tmp_path: Path) -> None:
             "out": str(tmp_path / "taught"),
             "model": MODEL,
             "data": {"path": str(write(tmp_path / "many", 60, first=500)), "workers": 1},
-            "train": {"epochs": 16, "batch_size": 16, "precision": "fp32", "threads": 1},
+            "train": {"epochs": 32, "batch_size": 16, "precision": "fp32", "threads": 1},
         }
     )
     result = bedplate.transfer(folder, taught["model"], labels=[6], seeds=2, out=tmp_path / "out", settings=SETTINGS)

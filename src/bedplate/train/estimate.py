@@ -102,7 +102,10 @@ def block_bytes(c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, 
 def activation_bytes(
     c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, on_gpu: bool, tensor: int = 1
 ) -> int:
-    """Bytes that the backward pass needs of the forward pass, for each token of a micro-batch."""
+    """Bytes that the backward pass needs of the forward pass, for each token of a micro-batch, with fused attention.
+
+    A CPU that multiplies bf16 keeps the weights of short rows as well (`nn.attention`): two bytes a head and key.
+    """
     block = block_bytes(c, train, low, isolate=isolate, on_gpu=on_gpu, tensor=tensor)
     ends = FULL * c.hidden_size // tensor + 16  # what the final norm reads; ids and targets
     if isolate:
