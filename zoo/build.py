@@ -4,8 +4,7 @@
     python zoo/build.py runs/vision-mini vision-mini --notes zoo/vision-mini.yaml --figures cifar10-test.json
 
 `--notes` is YAML with `description`, `license`, `data` and `limits`. `--figures` hold what `bedplate evaluate --json`
-prints: the card lists their metrics under the name of the file. `--mean-with` averages the weights with those of the
-run that this one went on from, which keeps most of what either knows (arXiv 2109.01903).
+prints: the card lists their metrics under the name of the file.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
 
 import bedplate
 from bedplate.api.run import without_paths
@@ -43,13 +41,10 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run directory of bedplate pretrain")
     parser.add_argument("name", help="the folder in the zoo")
     parser.add_argument("--notes", type=Path, required=True)
-    parser.add_argument("--mean-with", type=Path, help="the run that this one went on from")
     parser.add_argument("--figures", type=Path, nargs="*", default=[])
     args = parser.parse_args()
 
     model = bedplate.load(args.run, dtype="fp32")
-    if args.mean_with:
-        average(model.module, bedplate.load(args.mean_with, dtype="fp32").module)
     model.module.to(torch.bfloat16)
     task = task_of(args.run / "recipe.yaml")
     kind = RECIPES.get(task) or (VisionRecipe if task in PICTURES else Recipe)
@@ -80,14 +75,6 @@ def main() -> None:
     if too_large:
         raise SystemExit(f"{', '.join(too_large)}: larger than 15 MiB; make the model smaller")
     print(f"{ZOO / args.name}: {sum(sizes.values()) / 2**20:.1f} MiB")
-
-
-@torch.no_grad()
-def average(module: nn.Module, other: nn.Module) -> None:
-    """Give a module the mean of its weights and another's, in place."""
-    others = dict(other.named_parameters())
-    for name, parameter in module.named_parameters():
-        parameter.lerp_(others[name], 0.5)
 
 
 def curve(run: Path, key: str) -> list[tuple[int, float]]:

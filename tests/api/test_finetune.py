@@ -74,9 +74,7 @@ def test_a_separable_task_is_learnt(tiny_classified: Path, labelled: Path) -> No
 def test_options_learn_it_too_and_are_in_the_directory(
     tmp_path: Path, tiny_finetune: Any, pooling: str, override: str
 ) -> None:
-    recipe = tiny_finetune(
-        tmp_path / "run", f"model.pooling={pooling}", override, "train.epochs=8", "train.precision=fp32"
-    )
+    recipe = tiny_finetune(tmp_path / "run", f"model.pooling={pooling}", override, "train.epochs=8")
     result = bedplate.finetune(recipe)
     assert result["metrics"]["accuracy"]["value"] > 0.9  # of 16: machines differ in the last digits
     config = json.loads((tmp_path / "run/model/config.json").read_text())

@@ -114,8 +114,8 @@ def test_what_a_text_spells_out_is_no_special_token(tokenizer: Tokenizer) -> Non
 
 def test_texts_that_lose_their_end_are_counted_once() -> None:
     encoder = TextEncoder(train_tokenizer([], 260), 4)  # bytes, three of a text
-    assert encoder.losses(["abc", "a"], "context") == []
-    (line,) = encoder.losses(["abcd", "abcde", "abcd", "b"], "context")
+    assert encoder.shortened(["abc", "a"], "context") == []
+    (line,) = encoder.shortened(["abcd", "abcde", "abcd", "b"], "context")
     assert line == "2 of 3 texts are longer than context=4 tokens and lose their end."
 
 

@@ -97,12 +97,12 @@ def test_norm_of_two_kernels(scale: float, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out[:, :40], F.rms_norm(x, (40,), gain, eps))
 
 
-VIEWS = 14  # of one row and of blocks of the matrices, where a CPU multiplies tiles
+@pytest.mark.parametrize("variant, most, tiled", [("gpt2", 15, 29), ("llama", 18, 28), ("qwen3-gqa", 20, 30)])
+def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: int, tiled: int) -> None:
+    """Each costs as much as a small product: a view or a cast more in every layer is to be seen here.
 
-
-@pytest.mark.parametrize("variant, most", [("gpt2", 15), ("llama", 18), ("qwen3-gqa", 20)])
-def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: int) -> None:
-    """Each costs as much as a small product: a view or a cast more in every layer is to be seen here."""
+    Where a CPU multiplies tiles, one row and the blocks of a matrix are views more.
+    """
 
     def calls(layers: int) -> int:
         counter, gpt = Calls(), make_gpt(variant, num_hidden_layers=layers).bfloat16()
@@ -115,7 +115,7 @@ def test_a_layer_is_few_calls(make_gpt: Callable[..., GPT], variant: str, most: 
                 decoder.step(some_rows(1, 1))
         return counter.number
 
-    assert calls(3) - calls(2) <= most + (VIEWS if by_tiles(torch.bfloat16) else 0)
+    assert calls(3) - calls(2) <= (tiled if by_tiles(torch.bfloat16) else most)
 
 
 class Calls(TorchFunctionMode):

@@ -111,7 +111,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             "equal_pictures": same,
             "broken": self.broken(),
         }
-        for line in (*said(self.found, whole), *self.encoder.losses(_texts(train), "model.text.context")):
+        for line in (*said(self.found, whole), *self.encoder.shortened(_texts(train), "model.text.context")):
             log.say(line)
 
     def _tokenizer(self, towers: Towers, train: Pairs) -> Any:

@@ -59,7 +59,7 @@ class DrawRun(PictureRun[DrawRecipe]):
         self.encoder = TextEncoder(self.tokenizer, c.text_length, c.end_token_id)
         self.codes = {name: self.timed(f"codes of {name}", lambda n=name: self._codes(n)) for name in self.parts}
         self.task = Draw(self.module, recipe.objective.text_drop, self.ranks.interleave)
-        for line in self.encoder.losses(chain(*self.parts["train"].texts), "model.text_length"):
+        for line in self.encoder.shortened(chain(*self.parts["train"].texts), "model.text_length"):
             log.say(line)
         log.say(f"{self.parameters():,} parameters, beside those of the image tokenizer.")
 

@@ -52,7 +52,7 @@ class TextEncoder:
             row[: len(values)] = values
         return torch.from_numpy(ids)
 
-    def losses(self, texts: Iterable[str], setting: str) -> list[str]:
+    def shortened(self, texts: Iterable[str], setting: str) -> list[str]:
         """What to say of the texts that lose their end, if any does; of very many, the first `KEPT` are asked."""
         asked, before = dict.fromkeys(islice(texts, KEPT)), self.cut
         for text in asked:

@@ -77,7 +77,7 @@ def by_tiles(dtype: torch.dtype) -> bool:
 
 
 def _by_tiles(out: Tensor, x: Tensor, weight: Tensor) -> None:
-    """One row in the form that oneDNN is fast for: 17 to 30 of 30 GB/s, where its `linear` has 9 to 12."""
+    """One row in the form that oneDNN is fast for: 13 to 30 of 30 GB/s, where its `linear` has 8 to 12."""
     if len(weight) >= 2 * weight.shape[1]:
         _in_blocks(out, x, weight)
     else:

@@ -214,10 +214,10 @@ class Reader(nn.Module):
         if self.config.places:
             return self
         reader = Reader(replace(self.config, places=True))
-        reader.load_state_dict(self.state_dict(), strict=False)
         places = reader.connector[-1]
         assert isinstance(places, Places)
         places.weight.zero_()
+        reader.load_state_dict(reader.state_dict() | self.state_dict())
         reader.tie_weights()
         return reader.to(self.device)
 
