@@ -175,6 +175,38 @@ def test_the_document_objective_does_not_depend_on_padding_or_order() -> None:
     assert torch.allclose(one, other)
 
 
+def test_the_passage_objective_puts_what_order_says_into_the_last_state() -> None:
+    """The word foretold depends on which of two words comes first: no bag of words can know it."""
+    config = GPTConfig.from_preset(
+        "qwen3", vocab_size=9, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    module = GPT(config)
+    module.init_weights(0)
+    weight, log_prior = torch.ones(9), torch.full((9,), math.log(1 / 9))
+    passages, others = torch.tensor([[1, 2], [2, 1], [-1, -1]]), torch.tensor([[5], [6], [5]])
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(80):
+        total, counted = module.passage_loss(passages, others, weight, log_prior)
+        (total / counted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert counted == 2  # an empty passage teaches nothing
+    assert total.item() / 2 < math.log(1.5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_a_passage_reads_nothing_but_itself(make_gpt: Callable[..., GPT], family: str) -> None:
+    module = make_gpt(family)
+    weight, log_prior = torch.rand(module.config.vocab_size), torch.zeros(module.config.vocab_size)
+    passages = torch.tensor([[3, 1, 4, -1], [2, 5, -1, -1], [6, 2, 5, 3]])
+    others = torch.tensor([[7, 8], [9, -1], [1, 7]])
+    alone = [
+        module.passage_loss(row[row >= 0][None], rest[None], weight, log_prior)[0]
+        for row, rest in zip(passages, others, strict=True)
+    ]
+    torch.testing.assert_close(module.passage_loss(passages, others, weight, log_prior)[0], sum(alone))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("windows", [None, (3, 3)])

@@ -85,7 +85,9 @@ def test_a_missing_key_is_named(key: str) -> None:
             "train.sequence_length=100 is not a multiple of parallel.tensor=8",
         ),
         (["parallel.tensor=2", "train.compile=true"], "train.compile fails in PyTorch where parallel.tensor splits"),
-        (["parallel.tensor=2", "objective.document_weight=1"], "is not shared by parallel.tensor ranks"),
+        (["parallel.tensor=2", "objective.document_weight=1"], "document_weight is not shared by parallel.tensor"),
+        (["parallel.tensor=2", "objective.passage_weight=1"], "passage_weight is not shared by parallel.tensor ranks"),
+        (["objective.passage_weight=1", "objective.passage_batch=3"], "passage_batch=3 is not a multiple of"),
         (
             ["parallel.tensor=2", "objective.masked_share=0.5"],
             "objective.masked_share is not shared by parallel.tensor",

@@ -49,6 +49,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 DOCUMENTS = ("objective.document_weight=1", "objective.document_batch=16")
+PASSAGES = ("objective.passage_weight=1", "objective.passage_batch=8")
 EVERYTHING = (
     "model.dropout=0.1",
     "train.ema=0.9",
@@ -56,6 +57,7 @@ EVERYTHING = (
     "train.micro_batch_size=4",
     "objective.masked_share=0.25",
     *DOCUMENTS,
+    *PASSAGES,
 )
 
 

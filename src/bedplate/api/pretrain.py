@@ -19,7 +19,7 @@ from bedplate.api.record import write_report
 from bedplate.api.run import Run
 from bedplate.api.tokenizer import train_on_text
 from bedplate.api.vision import run_vision
-from bedplate.data.documents import DocumentLoader, token_statistics
+from bedplate.data.documents import DocumentLoader, PassageLoader, token_statistics
 from bedplate.data.loader import Batch, EvalLoader, Loader, TextLoader, prefetch
 from bedplate.data.masking import MaskedBatches, MaskedLoader, Masking
 from bedplate.data.shards import TextData
@@ -138,10 +138,12 @@ class Pretraining(Run[Recipe]):
         masking = self._masking()
         if masking is not None:
             loader = MaskedLoader(loader, masking)
-        statistics = None
-        if weight := recipe.objective.document_weight:
-            documents = recipe.objective.document_batch
-            loader = DocumentLoader(loader, streams, train.batch_size, documents, recipe.seed, *shares)
+        statistics, objective = None, recipe.objective
+        if objective.document_weight:
+            loader = DocumentLoader(loader, streams, train.batch_size, objective.document_batch, recipe.seed, *shares)
+        if objective.passage_weight:
+            loader = PassageLoader(loader, streams, train.batch_size, objective.passage_batch, recipe.seed, *shares)
+        if objective.document_weight or objective.passage_weight:
             size = vocabulary_size(self.tokenizer)
             statistics = token_statistics(streams, size, [end_of_text_id(self.tokenizer)])
         task: Language | Masked
@@ -153,8 +155,9 @@ class Pretraining(Run[Recipe]):
                 self.tokenizer,
                 recipe.evaluate.prompts,
                 recipe.evaluate.sample_tokens,
-                masked_share=recipe.objective.masked_share,
-                document_weight=weight,
+                masked_share=objective.masked_share,
+                document_weight=objective.document_weight,
+                passage_weight=objective.passage_weight,
                 token_statistics=statistics,
                 collect=self.ranks.interleave,
             )

@@ -227,11 +227,36 @@ class GPT(TextModel):
             weight: of each token `(V,)`; see `data.documents.token_statistics`.
             log_prior: log-probability of each token `(V,)` where nothing is given.
         """
-        shown, wanted = _bags(given, weight), _bags(asked, weight)
+        shown = _bags(given, weight)
         hidden = self.trunk.norm(shown @ self.embed.weight[: len(weight)])
+        return self._foretold(hidden, asked, weight, log_prior, shown.sum(1) > 0)
+
+    def passage_loss(
+        self, passages: Tensor, others: Tensor, weight: Tensor, log_prior: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(sum over passages of the mean nats by which the last state foretells `others`, passages counted).
+
+        A passage is read by the whole network, from left to right and alone, and the state of its last token, which is
+        what a classifier scores, passes the head: what a passage says of its document has to be in that one state. The
+        next token's loss alone does not put it there.
+
+        Args:
+            passages: token ids in order `(N, L)`, padded at their end with -1.
+            others: distinct ids `(N, U)` of the passage's document that are not in the passage, padded with -1.
+            weight, log_prior: as for `document_loss`.
+        """
+        at = (passages >= 0).sum(1).clamp(min=1) - 1
+        hidden = self.hidden(passages.clamp(min=0), is_causal=True, right_padded=True, at=at)[:, 0]
+        return self._foretold(hidden, others, weight, log_prior, passages[:, 0] >= 0)
+
+    def _foretold(
+        self, hidden: Tensor, ids: Tensor, weight: Tensor, log_prior: Tensor, counted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(sum over rows of the mean nats by which `hidden (N, D)` foretells distinct `ids (N, U)`, rows counted)."""
+        wanted = _bags(ids, weight)
         logits = self.head(hidden)[:, : len(weight)].float() / DOCUMENT_TEMPERATURE
         nats = -((logits + log_prior).log_softmax(1) * wanted).sum(1)
-        counted = (shown.sum(1) > 0) & (wanted.sum(1) > 0)
+        counted = counted & (wanted.sum(1) > 0)
         return (nats * counted).sum(), counted.sum()
 
     def flops_per_token(self, length: int) -> int:

@@ -112,6 +112,10 @@ class ObjectiveRecipe(Strict):
     """weight of the document objective: from some of a document's words, the others (0: none)"""
     document_batch: Positive = 256
     """documents a step"""
+    passage_weight: Annotated[float, Field(ge=0)] = 0.0
+    """weight of the passage objective: from the last state of a passage, the document's other words (0: none)"""
+    passage_batch: Positive = 64
+    """passages of 64 tokens a step; steps with shorter ones have more of them"""
 
 
 class OptimizerRecipe(Strict):
@@ -280,18 +284,24 @@ class Recipe(RunRecipe):
             raise ValueError(f"train.sequence_length={length} is not a multiple of parallel.tensor={tensor}")
         if tensor > 1 and self.train.compile:
             raise ValueError("train.compile fails in PyTorch where parallel.tensor splits blocks; leave one out")
-        if tensor > 1 and self.objective.document_weight:
-            raise ValueError("objective.document_weight is not shared by parallel.tensor ranks; leave one of them out")
         self._masked_rows_are_whole()
         self._encoders_fill_blanks()
-        documents, rows = self.objective.document_batch, self.train.batch_size
-        if self.objective.document_weight and documents % rows:
-            raise ValueError(f"objective.document_batch={documents} is not a multiple of train.batch_size={rows}")
-        if self.objective.document_weight and self.data.weights:
-            raise ValueError(
-                "objective.document_weight draws documents by size, so data.weights cannot be kept; leave one out"
-            )
+        self._documents_can_be_drawn("document")
+        self._documents_can_be_drawn("passage")
         return self
+
+    def _documents_can_be_drawn(self, what: Literal["document", "passage"]) -> None:
+        count, rows = getattr(self.objective, f"{what}_batch"), self.train.batch_size
+        if not getattr(self.objective, f"{what}_weight"):
+            return
+        if self.parallel.tensor > 1:
+            raise ValueError(f"objective.{what}_weight is not shared by parallel.tensor ranks; leave one of them out")
+        if count % rows:
+            raise ValueError(f"objective.{what}_batch={count} is not a multiple of train.batch_size={rows}")
+        if self.data.weights:
+            raise ValueError(
+                f"objective.{what}_weight draws documents by size, so data.weights cannot be kept; leave one out"
+            )
 
     def _masked_rows_are_whole(self) -> None:
         share, rows = self.objective.masked_share, self.train.micro_batch_size or self.train.batch_size
@@ -312,7 +322,8 @@ class Recipe(RunRecipe):
                 f"model.preset={preset} sees all of a text and cannot learn the next token: give "
                 f"objective.masked_share=1, not {objective.masked_share:g}, or another model.preset"
             )
-        if objective.document_weight:
-            raise ValueError(f"objective.document_weight is not for model.preset={preset}; leave one of them out")
+        for what in ("document_weight", "passage_weight"):
+            if getattr(objective, what):
+                raise ValueError(f"objective.{what} is not for model.preset={preset}; leave one of them out")
         if "metric" not in self.evaluate.model_fields_set:
             self.evaluate.metric = "loss"

@@ -27,8 +27,9 @@ class Language:
     Batches hold `ids` and `targets (B, T)`; with isolated documents also `doc` and `pos (B, T)`. Where `masked_share`
     is not 0, they hold the masks of `data.masking`, and the first rows of a batch, so large a share of it, are read
     from both sides to foretell what is hidden. With the document objective they hold `given` and `asked (B, K, W)` of
-    `data.documents`, which needs `token_statistics (2, V)`. Where ranks share the held-out batches, `collect` makes of
-    one rank's results those of all, in the order of the batches.
+    `data.documents`, with the passage objective `passages (B, K, N)` and `others (B, K, W)`; both need
+    `token_statistics (2, V)`. Where ranks share the held-out batches, `collect` makes of one rank's results those of
+    all, in the order of the batches.
     """
 
     metrics: ClassVar[Mapping[str, Literal["min", "max"]]] = {
@@ -49,6 +50,7 @@ class Language:
         stop_ids: Iterable[int] | None = None,
         masked_share: float = 0.0,
         document_weight: float = 0.0,
+        passage_weight: float = 0.0,
         token_statistics: Tensor | None = None,
         collect: Callable[[list[Tensor]], list[Tensor]] = list,
     ) -> None:
@@ -56,7 +58,8 @@ class Language:
         self.prompts, self.sample_tokens = list(prompts), sample_tokens
         self.encode_prompt = encode_prompt or (lambda prompt: tokenizer.encode(prompt).ids)
         self.stop_ids, self.masked_share = stop_ids, masked_share
-        self.document_weight, self._token_statistics = document_weight, token_statistics
+        self.document_weight, self.passage_weight = document_weight, passage_weight
+        self._token_statistics = token_statistics
         lengths = token_byte_lengths(tokenizer)
         padding = module.config.vocab_size - len(lengths)  # a network may have more rows than its tokenizer has tokens
         self._byte_lengths = torch.from_numpy(np.pad(lengths, (0, max(padding, 0))))
@@ -76,12 +79,16 @@ class Language:
             parts["masked"] = (nats, hidden)
             tokens = ids[masked].numel()
             total, count = total + nats * (tokens / hidden.clamp(min=1)), count + tokens
-        if "given" in batch:
-            assert self._token_statistics is not None
-            weight, log_prior = self._token_statistics.to(ids.device)
-            given, asked = (batch[key].flatten(0, 1) for key in ("given", "asked"))
-            nats, documents = self.module.document_loss(given, asked, weight, log_prior)
-            total = total + self.document_weight * nats / documents.clamp(min=1) * count  # a mean beside a mean
+        for loss, names, weight in (
+            (self.module.document_loss, ("given", "asked"), self.document_weight),
+            (self.module.passage_loss, ("passages", "others"), self.passage_weight),
+        ):
+            if names[0] in batch:
+                assert self._token_statistics is not None
+                nats, documents = loss(
+                    *(batch[name].flatten(0, 1) for name in names), *self._token_statistics.to(ids.device)
+                )
+                total = total + weight * nats / documents.clamp(min=1) * count  # a mean beside a mean
         return {"loss": (total, count), **parts}
 
     def _parts(self, batch: Batch) -> tuple[slice, slice]:
@@ -172,6 +179,9 @@ class Language:
             spared = len(batch["ids"][masked]) * (length - batch["masked_at"].shape[1])
         documents = batch["given"].shape[:2].numel() if "given" in batch else 0
         words = 12 * documents * head  # into the embedding and out of the head
+        if "passages" in batch:  # the head sees the last token alone
+            *counts, tokens = batch["passages"].shape
+            words += math.prod(counts) * (tokens * (self.module.flops_per_token(tokens) - 6 * head) + 6 * head)
         if batch["targets"].device.type == "cpu":  # `linear_cross_entropy` skips what is not learnt there
             spared += int((batch["targets"][self._parts(batch)[1]] < 0).sum())
         return rows * length * self.module.flops_per_token(length) - 6 * spared * head + words

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bedplate.data.documents import PASSAGES
 from bedplate.errors import InputError
 from bedplate.models.bert import LanguageModel
 from bedplate.nn.config import TrunkConfig
@@ -138,7 +139,9 @@ def memory(
     block = in_blocks // c.num_hidden_layers
     weights = FULL * -(-(in_blocks + in_ends) // shard)
     moments = 2 * weights - (FULL * in_matrices // shard if recipe.optimizer.name == "muon" else 0)
-    activations = tokens * activation_bytes(
+    passages = recipe.objective.passage_batch if recipe.objective.passage_weight else 0
+    read = tokens + layout.micro * passages // train.batch_size * max(PASSAGES)  # and kept until the way back
+    activations = read * activation_bytes(
         c, train, low, isolate=recipe.data.isolate_documents, on_gpu=on_gpu, tensor=tensor
     )
     casts = 0 if layout.is_sharded or low == FULL else low * in_blocks  # autocast's copies of the blocks' weights
@@ -185,10 +188,13 @@ def _workspace(
     if low < FULL:  # as they leave the product, too; the head's weight cast, and the product of the logits' gradient
         chunk += logits * low + low * head + (low + FULL) * head
     loss = 2 * FULL * d * own + FULL * head + chunk
-    documents = 0  # bags, logits and probabilities
-    if recipe.objective.document_weight:
-        share = recipe.objective.document_batch * layout.micro // train.batch_size
-        documents = 5 * FULL * share * module.head.weight.shape[0]
+    objective, documents = recipe.objective, 0
+    if objective.document_weight:
+        documents += objective.document_batch
+    if objective.passage_weight:
+        documents += objective.passage_batch * max(PASSAGES) // min(PASSAGES)
+    documents = documents * layout.micro // train.batch_size  # of a micro-batch
+    documents *= 5 * FULL * module.head.weight.shape[0]  # bags, logits and probabilities
     gradient = 2 * FULL * d * own + 2 * FULL * head  # of the hidden states and of the head, summed and divided
     width = (2 if c.gated else 1) * low * c.intermediate_size // layout.tensor
     norm = 4 * FULL * d * own + FULL * head
@@ -243,6 +249,10 @@ def step_flops(module: LanguageModel, recipe: Recipe) -> tuple[int, int]:
     )  # masked rows ask for hidden tokens alone
     if objective.document_weight:  # into the embedding and out of the head
         model += 12 * objective.document_batch * head
+    if objective.passage_weight:  # of the head as much as passages of the middle length
+        longest, middle = max(PASSAGES), sorted(PASSAGES)[len(PASSAGES) // 2]
+        model += objective.passage_batch * longest * (module.flops_per_token(middle) - 6 * head)
+        model += objective.passage_batch * longest // middle * 6 * head
     work = model
     if train.activation_checkpointing:
         work += tokens * (module.flops_per_token(train.sequence_length) - 6 * head) // 3
