@@ -194,6 +194,18 @@ def test_a_classifier_writes_no_text_and_says_what_it_does_instead() -> None:
         model.predict("The")
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_classifier_of_the_same_labels_goes_on_where_it_was(pooling: Any) -> None:
+    base, ids = ours("qwen3", pooling), torch.tensor([[3, 1, 4, 1, 5]])
+    torch.testing.assert_close(Classifier.of(base, LABELS).eval()(ids), base(ids))
+    for other in (
+        Classifier.of(base, LABELS[::-1]),
+        Classifier.of(base, LABELS[:2]),
+        Classifier.of(base, LABELS, "mean" if pooling == "last" else "last"),
+    ):
+        assert (other.eval()(ids) == 0).all()  # says nothing yet
+
+
 def test_predict_takes_one_text_or_several_and_no_unknown_option(tiny_model: Path) -> None:
     base = bedplate.load(tiny_model)
     model = Model(Classifier.of(base.module, LABELS).eval(), base.tokenizer)

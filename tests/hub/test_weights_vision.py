@@ -157,6 +157,7 @@ def test_a_patch_keeps_its_pixels_in_their_places() -> None:
 
 DEPARTURES = {
     "conv": replace(VIT, stem="conv"),
+    "residual": replace(VIT, stem="residual"),
     "mean": replace(VIT, pooling="mean"),
     "mae-conv": replace(MAE_CONFIG, encoder=replace(VIT, stem="conv")),
     "mae-wide": replace(MAE_CONFIG, encoder=replace(VIT, image_size=(16, 24))),

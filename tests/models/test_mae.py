@@ -127,7 +127,7 @@ def test_loss_is_of_hidden_patches_alone(norm_pix_loss: bool) -> None:
     assert weight == 3
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 @torch.inference_mode()
 def test_what_is_hidden_is_not_seen(stem: Any) -> None:
     module = randomised(make(stem))
@@ -187,7 +187,7 @@ def test_fresh_weights() -> None:
     assert frozen == {"encoder.positions", "decoder_positions"}
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_every_trained_weight_learns(stem: Any) -> None:
     module = randomised(make(stem))
     module.loss(*batch(module))[0].backward()
@@ -198,7 +198,7 @@ def test_every_trained_weight_learns(stem: Any) -> None:
             assert parameter.grad is None
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_learns_a_few_images_by_heart(stem: Any) -> None:
     module = make(stem, size=(16, 16), norm_pix_loss=True)
     module.init_weights(0)
@@ -220,7 +220,7 @@ def test_learns_a_few_images_by_heart(stem: Any) -> None:
     assert before > 0.9 and total / weight < 0.02
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_flops_are_three_times_those_of_the_forward_pass(stem: Any) -> None:
     module = make(stem)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -144,7 +144,7 @@ def test_refuses_other_pixels() -> None:
         config(image_size=(12, 12), patch_size=6, stem="conv")
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_fresh_weights(stem: Any) -> None:
     """A pure function of the seed; blocks pass their input on, and a classifier says nothing yet."""
     module, same, other = (ViT(config(stem=stem), ["a", "b", "c"]).eval() for _ in range(3))
@@ -208,7 +208,7 @@ def test_classifiers_begin_with_the_base(pooling: Any) -> None:
     assert larger.positions.shape[1] == 1 + 8 * 6 and larger(torch.zeros(1, 3, 32, 24)).shape == (1, 3)
 
 
-@pytest.mark.parametrize("stem", ["patch", "conv"])
+@pytest.mark.parametrize("stem", ["patch", "conv", "residual"])
 def test_flops_are_three_times_those_of_the_forward_pass(stem: Any) -> None:
     module = VisionModel(config(stem=stem))
     # PyTorch's counter knows no fused attention on the CPU.
@@ -218,7 +218,7 @@ def test_flops_are_three_times_those_of_the_forward_pass(stem: Any) -> None:
 
 
 def test_every_weight_learns() -> None:
-    for stem in ("patch", "conv"):
+    for stem in ("patch", "conv", "residual"):
         module = randomised(ViT(replace(config(), stem=stem), ["a", "b"]))
         module(images(module.config)).square().sum().backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())

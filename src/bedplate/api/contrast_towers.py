@@ -134,7 +134,7 @@ def _text_config(recipe: ContrastRecipe, vocab_size: int) -> GPTConfig:
 
 def _image_config(m: ImageTowerRecipe, size: tuple[int, int], dropout: float) -> VisionConfig:
     trunk = clip_trunk(m.hidden_size, m.num_hidden_layers, m.num_attention_heads, m.intermediate_size, dropout=dropout)
-    has_bias = m.stem == "conv"
+    has_bias = m.stem != "patch"
     return VisionConfig(size, m.patch_size, trunk, stem=m.stem, pooling=m.pooling, patch_bias=has_bias, pre_norm=True)
 
 

@@ -39,6 +39,8 @@ class ClassifyRun(FinetuneRun):
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
         module = Classifier.of(base.module, self.classes, recipe.pooling, dropout=recipe.dropout, is_causal=is_causal)
+        if module.score.weight.any():
+            log.say("The base is a classifier of the same labels: its scores go on from where they were.")
         self.adapt(module, log)
         self.task = Classify(self.module)
 

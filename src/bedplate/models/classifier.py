@@ -67,7 +67,8 @@ class Classifier(TextModel):
     ) -> Classifier:
         """A classifier with a copy of the base model's weights, and a score that says nothing yet.
 
-        By default it reads the token that has seen all: an encoder's first, the last otherwise.
+        By default it reads the token that has seen all: an encoder's first, the last otherwise. A base that is a
+        classifier is read as before by default, and keeps its scores if the labels are the same in the same order.
 
         Raises:
             InputError: the base's family has no such pooling, or no causal attention.
@@ -81,8 +82,12 @@ class Classifier(TextModel):
             config = replace(config, trunk=replace(config.trunk, dropout=dropout))
         if is_causal is not None:
             config = replace(config, is_causal=is_causal)
-        classifier = Classifier(config, labels, pooling or ("cls" if config.is_encoder else "last"))
-        weights = {name: value for name, value in base.state_dict().items() if not name.startswith(("head.", "score."))}
+        before = base if isinstance(base, Classifier) else None
+        pooling = pooling or (before.pooling if before else "cls" if config.is_encoder else "last")
+        classifier = Classifier(config, labels, pooling)
+        goes_on = before is not None and (before.labels, before.pooling) == (classifier.labels, pooling)
+        left = "head." if goes_on else ("head.", "score.")
+        weights = {name: value for name, value in base.state_dict().items() if not name.startswith(left)}
         absent, unknown = classifier.load_state_dict(weights, strict=False)
         own = "score.", "pooler.", "transform."
         assert all(name.startswith(own) for name in [*absent, *unknown]), (absent, unknown)
@@ -92,6 +97,7 @@ class Classifier(TextModel):
                 nn.init.normal_(parameters[name], std=0.02, generator=generator)
             elif "norm" not in name:
                 nn.init.zeros_(parameters[name])
-        for parameter in classifier.score.parameters():
-            nn.init.zeros_(parameter)
+        if not goes_on:
+            for parameter in classifier.score.parameters():
+                nn.init.zeros_(parameter)
         return classifier.to(base.embed.weight.device)

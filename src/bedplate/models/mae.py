@@ -152,7 +152,7 @@ class MAE(nn.Module):
     def _decoder_tokens(self, pixels: Tensor, masks: Masks) -> Tensor:
         """What enters the decoder `(B, 1 + N, D)`: states of what was read, the mask token for what was not."""
         c = self.config.encoder
-        if c.stem == "conv":
+        if c.stem != "patch":
             # Its convolutions see over a patch's borders and its norms over the whole image: what is hidden must be
             # gone before, or the kept patches would carry it along.
             patches = patchify(pixels, c.patch_size).masked_fill(_is_hidden(masks)[..., None], 0.0)

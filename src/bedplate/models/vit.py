@@ -26,7 +26,8 @@ class VisionConfig:
 
     Attributes:
         image_size: (height, width) in pixels that its positions are for, multiples of `patch_size`.
-        stem: "patch", ViT's own; "conv", a departure that `transformers` does not know (see `nn.embed.ConvStem`).
+        stem: "patch", ViT's own; "conv" and "residual", departures that `transformers` does not know (see
+            `nn.embed.ConvStem` and `ResidualStem`).
         pooling: what a classifier reads: the class token ("cls", ViT's own), or the mean of the patches ("mean").
         patch_bias: whether the product that embeds a patch has a bias; CLIP's has none.
         pre_norm: whether a norm stands before the trunk, as in CLIP.
@@ -45,9 +46,11 @@ class VisionConfig:
         height, width = self.image_size
         if height % self.patch_size or width % self.patch_size:
             raise InputError(f"image_size={height}x{width} is not a multiple of patch_size={self.patch_size}")
-        if self.stem == "conv" and self.patch_size & (self.patch_size - 1):
-            raise InputError(f"stem=conv halves an image again and again: patch_size={self.patch_size} must be 2^n")
-        if self.stem == "conv" and not self.patch_bias:
+        if self.stem != "patch" and self.patch_size & (self.patch_size - 1):
+            raise InputError(
+                f"stem={self.stem} halves an image again and again: patch_size={self.patch_size} must be 2^n"
+            )
+        if self.stem != "patch" and not self.patch_bias:
             raise InputError("patch_bias=False is for stem=patch")
 
     @property

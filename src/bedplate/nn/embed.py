@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Stem = Literal["patch", "conv"]
+Stem = Literal["patch", "conv", "residual"]
 
 
 class PatchEmbed(nn.Module):
@@ -43,7 +44,7 @@ class ConvStem(nn.Module):
         inner = num_channels
         for level in range(depth):
             width = max(8, hidden_size // 2 ** (depth - level))
-            layers += [nn.Conv2d(inner, width, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, width), nn.GELU()]
+            layers += [nn.Conv2d(inner, width, 3, stride=2, padding=1, bias=False), MapNorm(width), nn.GELU()]
             inner = width
         self.layers = nn.Sequential(*layers)
         self.projection = nn.Conv2d(inner, hidden_size, 1)
@@ -54,13 +55,67 @@ class ConvStem(nn.Module):
         return F.linear(x, self.projection.weight.flatten(1), self.projection.bias)
 
 
+class ResidualStem(nn.Module):
+    """A small residual network down to the patch grid: the hybrid of arXiv 2010.11929, section 3.1.
+
+    A 3x3 convolution of stride 2, then a block of arXiv 1512.03385 of stride 2 for each further halving, with the
+    averaged shortcut of arXiv 1812.01187 (ResNet-D) and norms that keep examples independent of their batch. Widths
+    double up to D. Where pictures are few it learns what a trunk alone does not; it costs as much as several blocks.
+    """
+
+    def __init__(self, num_channels: int, patch_size: int, hidden_size: int) -> None:
+        super().__init__()
+        depth = int(math.log2(patch_size))
+        assert patch_size == 2**depth, "a stem of stride 2 needs a power of two"
+        widths = [min(hidden_size, max(32, hidden_size // 2 ** (depth - 1 - level))) for level in range(depth)]
+        first = nn.Conv2d(num_channels, widths[0], 3, stride=2, padding=1, bias=False)
+        blocks = [ResidualBlock(inner, width) for inner, width in pairwise(widths)]
+        self.layers = nn.Sequential(first, MapNorm(widths[0]), nn.GELU(), *blocks)
+        self.projection = nn.Conv2d(widths[-1], hidden_size, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.layers(pixels.contiguous(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
+        return F.linear(x, self.projection.weight.flatten(1), self.projection.bias)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, `(B, C, H, W) -> (B, D, H / 2, W / 2)`."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(inner, width, 3, stride=2, padding=1, bias=False)
+        self.down_norm = MapNorm(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.conv_norm = MapNorm(width)
+        self.shortcut = nn.Conv2d(inner, width, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv_norm(self.conv(F.gelu(self.down_norm(self.down(x)))))
+        return F.gelu(y + self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True)))
+
+
+class MapNorm(nn.GroupNorm):
+    """A norm of each example's whole map, in its own dtype with sums in fp32.
+
+    Autocast would have maps in fp32 from here to the next convolution: twice the memory traffic for values that are
+    rounded there in any case.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(1, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, 1, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
 def make_stem(
     stem: Stem, num_channels: int, patch_size: int, hidden_size: int, bias: bool = True
-) -> PatchEmbed | ConvStem:
+) -> PatchEmbed | ConvStem | ResidualStem:
     """What turns an image into the tokens of a trunk; `bias`: whether the product of a patch has one."""
     if stem == "patch":
         return PatchEmbed(num_channels, patch_size, hidden_size, bias)
-    return ConvStem(num_channels, patch_size, hidden_size)
+    return (ConvStem if stem == "conv" else ResidualStem)(num_channels, patch_size, hidden_size)
 
 
 def patchify(pixels: Tensor, patch_size: int) -> Tensor:

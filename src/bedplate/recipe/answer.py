@@ -21,8 +21,8 @@ class ReaderVisionRecipe(Strict):
     """number of blocks"""
     num_attention_heads: Positive = 5
     """heads of a block"""
-    stem: Literal["patch", "conv"] = "conv"
-    """conv: 3x3 convolutions of stride 2; patch: a linear product of each patch, ViT's own"""
+    stem: Literal["patch", "conv", "residual"] = "conv"
+    """conv: 3x3 convolutions of stride 2; residual: a small residual network; patch: a linear product, ViT's own"""
     image_size: Positive | None = None
     """side of the square that a picture is brought to, in pixels (default: the base's, else 64)"""
 

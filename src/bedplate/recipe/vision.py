@@ -27,8 +27,9 @@ class VisionModelRecipe(Strict):
     """heads of a block"""
     intermediate_size: Positive | None = None
     """inner width of the MLP (default: 4 hidden sizes)"""
-    stem: Literal["patch", "conv"] = "patch"
-    """patch: a linear product of each patch, ViT's own; conv: 3x3 convolutions of stride 2 (not in `transformers`)"""
+    stem: Literal["patch", "conv", "residual"] = "patch"
+    """patch: a linear product of each patch, ViT's own; not in `transformers`: conv, 3x3 convolutions of stride 2;
+    residual, a small residual network"""
     image_size: Positive | list[Positive] | None = None
     """side of the square, or [height, width], in pixels (default: the base's, else 32)"""
     pooling: Literal["cls", "mean"] | None = None
