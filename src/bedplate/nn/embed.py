@@ -59,7 +59,7 @@ class ResidualStem(nn.Module):
     """A small residual network down to the patch grid: the hybrid of arXiv 2010.11929, section 3.1.
 
     A 3x3 convolution of stride 2, then a block of arXiv 1512.03385 of stride 2 for each further halving, with the
-    averaged shortcut of arXiv 1812.01187 (ResNet-D). As in that paper convolutions are standardised and norms are of
+    averaged shortcut of arXiv 1812.01187 (ResNet-D). As in the hybrid, convolutions are standardised and norms are of
     groups, so examples stay independent of their batch. Widths double up to D. It costs as much as several blocks.
     """
 
