@@ -45,7 +45,7 @@ class ImageTowerRecipe(Strict):
     """inner width of the MLP (default: 4 hidden sizes)"""
     stem: Literal["patch", "conv", "residual"] = "patch"
     """patch: a linear product of each patch; not in `transformers`: conv, 3x3 convolutions of stride 2; residual, a
-    small residual network, the best where pictures are few"""
+    small residual network"""
     pooling: Literal["cls", "mean"] = "cls"
     """what stands for a picture: the class token, or the mean of the patches (not in `transformers`)"""
     image_size: Positive | None = None
