@@ -138,8 +138,6 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             shift=a.shift,
             randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),
             colour=a.colour,
-            hue=a.hue,
-            grey=a.grey,
             erasing=a.erasing,
         )
         return None if settings == ImageAugment() else settings

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
-from bedplate.recipe.schema import Number, Positive, Share, Strict
+from bedplate.recipe.schema import Positive, Share, Strict
 from bedplate.recipe.vision import Pair
 
 
@@ -100,10 +100,6 @@ class ContrastAugmentRecipe(Strict):
     """least and greatest share of a picture's area that a crop shows"""
     colour: Share = 0.0
     """range of the factors of brightness, contrast and saturation"""
-    hue: Annotated[float, Field(ge=0, le=0.5), Number] = 0.0
-    """greatest turn of the hue each way, in turns of the colour circle: not where texts say colours"""
-    grey: Share = 0.0
-    """probability that a picture loses its colours"""
     randaugment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
     """[operations, magnitude 0..10] of RandAugment"""
     erasing: Share = 0.0
