@@ -140,13 +140,17 @@ def test_sizes_that_do_not_fit_each_other(make_gpt: Callable[..., GPT]) -> None:
         make_gpt("llama", head_dim=5)
 
 
+def narrow(preset: str, vocab_size: int, seed: int) -> GPT:
+    """One layer of 16, for 8 tokens."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8}
+    module = GPT(GPTConfig.from_preset(preset, vocab_size=vocab_size, **sizes))
+    module.init_weights(seed)
+    return module
+
+
 def test_the_document_objective_learns_which_words_keep_company() -> None:
     """Words 1-4 and 5-8 are never in one document: after training, some of a group foretell the rest of it."""
-    config = GPTConfig.from_preset(
-        "qwen3", vocab_size=9, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    module = GPT(config)
-    module.init_weights(0)
+    module = narrow("qwen3", 9, seed=0)
     weight, log_prior = torch.tensor([0.0] + [1.0] * 8), torch.tensor([-20.0] + [math.log(1 / 8)] * 8)
     given = torch.tensor([[1, 2, -1], [5, 6, 7], [-1, -1, -1]])
     asked = torch.tensor([[3, 4, -1], [8, -1, -1], [1, 2, 3]])
@@ -164,11 +168,7 @@ def test_the_document_objective_learns_which_words_keep_company() -> None:
 
 
 def test_the_document_objective_does_not_depend_on_padding_or_order() -> None:
-    config = GPTConfig.from_preset(
-        "llama", vocab_size=20, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    module = GPT(config)
-    module.init_weights(1)
+    module = narrow("llama", 20, seed=1)
     weight, log_prior = torch.rand(20), torch.full((20,), -3.0)
     one = module.document_loss(torch.tensor([[3, 4, 5]]), torch.tensor([[6, 7]]), weight, log_prior)[0]
     other = module.document_loss(torch.tensor([[5, 4, 3, -1]]), torch.tensor([[7, -1, 6]]), weight, log_prior)[0]
@@ -177,11 +177,7 @@ def test_the_document_objective_does_not_depend_on_padding_or_order() -> None:
 
 def test_the_passage_objective_puts_what_order_says_into_the_last_state() -> None:
     """The word foretold depends on which of two words comes first: no bag of words can know it."""
-    config = GPTConfig.from_preset(
-        "qwen3", vocab_size=9, max_position_embeddings=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    module = GPT(config)
-    module.init_weights(0)
+    module = narrow("qwen3", 9, seed=0)
     weight, log_prior = torch.ones(9), torch.full((9,), math.log(1 / 9))
     passages, others = torch.tensor([[1, 2], [2, 1], [-1, -1]]), torch.tensor([[5], [6], [5]])
     optimizer = torch.optim.Adam(module.parameters(), lr=0.02)

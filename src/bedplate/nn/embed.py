@@ -97,8 +97,7 @@ class ResidualBlock(nn.Module):
 class StandardConv(nn.Conv2d):
     """A convolution whose filters have mean 0 and variance 1 / fan in (arXiv 1903.10520).
 
-    With norms of groups it learns as fast as batch norm: after 100 steps on 3,314 emoji a cross-entropy of 5.5, where
-    batch norm had 6.4 and norms of groups alone 7.6.
+    Norms of groups alone learn more slowly than batch norm; with such filters they do not.
     """
 
     def forward(self, x: Tensor) -> Tensor:
