@@ -6,11 +6,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from bedplate.api.plan import gpt_config
+from bedplate.data.documents import PASSAGES
+from bedplate.data.tokenizer import train_tokenizer
 from bedplate.errors import InputError
 from bedplate.models.gpt import GPT
 from bedplate.nn import attention
 from bedplate.recipe import Recipe, read_recipe
 from bedplate.recipe.schema import ParallelRecipe
+from bedplate.tasks.language import Language
 from bedplate.train.estimate import Layout, activation_bytes, memory, step_flops
 from bedplate.train.hardware import Hardware
 from bedplate.train.optim import finish_gradients, make_optimizers
@@ -225,6 +228,20 @@ def test_flops_are_those_of_the_model_and_of_what_is_computed_beside() -> None:
     muon = recipe_of("optimizer.name=muon")
     square, wide = 4 * 3 * (5 * 6 * 64**3), 3 * 3 * 5 * (4 * 64 * 64 * 192 + 2 * 64**3)
     assert step_flops(meta(muon), muon)[1] - model == square + wide
+
+
+def test_passages_are_planned_as_what_steps_read() -> None:
+    options = "optimizer.name=adamw", "objective.passage_batch=8"
+    without, recipe = recipe_of(*options), recipe_of(*options, "objective.passage_weight=1")
+    planned = step_flops(meta(recipe), recipe)[0] - step_flops(meta(without), without)[0]
+    tokenizer = train_tokenizer(["some words of a text"], 300)
+    task, rows = Language(meta(recipe), tokenizer), {"ids": torch.zeros(4, 128), "targets": torch.zeros(4, 128)}
+    plain = task.flops(rows)
+    read = [task.flops(rows | {"passages": torch.zeros(4, 2 * 64 // length, length)}) - plain for length in PASSAGES]
+    assert min(read) < planned < max(read) and planned == read[1]
+    layout = Layout(1, 1, 1, 4, 4)
+    parts = [memory(meta(r), r, layout, torch.float32, on_gpu=False) for r in (without, recipe)]
+    assert parts[1]["activations"] == parts[0]["activations"] * 2  # 8 passages of 64 tokens beside 4 rows of 128
 
 
 def test_muon_takes_as_many_steps_as_is_planned() -> None:
