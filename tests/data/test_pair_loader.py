@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from bedplate.data.loader import prefetch
 from bedplate.data.pair_loader import PairEvalLoader, PairLoader, TextEncoder
 from bedplate.data.pairs import Pairs, drawn_text, read_pairs
+from bedplate.data.picture_order import Mates
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.tokenizer import frame_texts, train_tokenizer
 from bedplate.errors import InputError
@@ -56,8 +57,30 @@ def test_a_batch_holds_each_picture_with_a_text_of_its_own(
     assert sorted(torch.cat([loader.batch(step)["index"] for step in range(3)]).tolist()) == list(range(COUNT))
 
 
-@given(step=st.integers(0, 10**6), seed=st.integers(0, 9))
-def test_any_step_is_the_same_whenever_it_is_asked_for(step: int, seed: int) -> None:
+def test_every_second_row_is_a_mate_of_the_one_before(pairs: Pairs, tokenizer: Tokenizer, store: PixelStore) -> None:
+    loader = PairLoader(pairs, TextEncoder(tokenizer, 64), 6, 5, store, templates=TEMPLATES, mates=True)
+    assert loader.steps_per_epoch == 7 and loader.epoch(7) == 1
+    rows = torch.cat([loader.batch(step)["index"] for step in range(7)]).view(-1, 2)
+    assert sorted(rows[:, 0].tolist()) == list(range(COUNT)), "each once an epoch"
+    for picture, mate in rows.tolist():  # pictures 0 and 1 are a group, 2 and 3, ...; 20 is one alone
+        assert mate == (picture ^ 1 if picture < COUNT - 1 else picture)
+
+
+@given(
+    groups=st.lists(st.integers(0, 4), min_size=1, max_size=20),
+    broken=st.sets(st.integers(0, 19)),
+    draw=st.integers(0, 2**64 - 1),
+)
+def test_a_mate_is_another_usable_picture_of_the_group(groups: list[int], broken: set[int], draw: int) -> None:
+    usable = np.array([i for i in range(len(groups)) if i not in broken], np.int64)
+    found = Mates(usable, np.array(groups))(usable, np.full(len(usable), draw, np.uint64))
+    for picture, mate in zip(usable.tolist(), found.tolist(), strict=True):
+        others = [i for i in usable.tolist() if groups[i] == groups[picture] and i != picture]
+        assert mate in (others or [picture])
+
+
+@given(step=st.integers(0, 10**6), seed=st.integers(0, 9), mates=st.booleans())
+def test_any_step_is_the_same_whenever_it_is_asked_for(step: int, seed: int, mates: bool) -> None:
     pairs = Pairs([None] * 5, [(str(i), "x") for i in range(5)], list("abcde"), {}, [1] * 5)  # type: ignore[list-item]
 
     class Black:
@@ -66,7 +89,8 @@ def test_any_step_is_the_same_whenever_it_is_asked_for(step: int, seed: int) -> 
         __len__ = lambda self: 5  # noqa: E731
 
     def make(*rank: int) -> PairLoader:
-        return PairLoader(pairs, TextEncoder(train_tokenizer([], 260), 9), 4, seed, Black(), *rank)  # type: ignore[arg-type]
+        encoder = TextEncoder(train_tokenizer([], 260), 9)
+        return PairLoader(pairs, encoder, 4, seed, Black(), *rank, mates=mates)  # type: ignore[arg-type]
 
     whole, again = make().batch(step), make()
     again.batch(0)

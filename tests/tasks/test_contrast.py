@@ -30,7 +30,9 @@ def batch(rows: int = 8, seed: int = 0) -> dict[str, Tensor]:
     ids[::3, 3:] = END
     pixels = torch.randint(0, 256, (rows, 3, 8, 8), generator=draw).to(torch.uint8)
     group = torch.arange(rows)
-    return {"pixels": pixels, "ids": ids, "group": group, "text": torch.arange(rows), "index": torch.arange(rows)}
+    return {"pixels": pixels, "ids": ids, "group": group, "text": torch.arange(rows)} | {
+        name: torch.arange(rows) for name in ("index", "row")
+    }
 
 
 def gradients(module: Clip) -> dict[str, Tensor]:
@@ -99,15 +101,33 @@ def test_positives_share_the_probability() -> None:
     assert task.loss(data)["loss"][0].item() == pytest.approx(total, abs=1e-4)
 
 
+def test_pictures_of_a_group_are_told_by_each_other() -> None:
+    """SupCon, arXiv 2004.11362, equation 2, beside the loss of texts; a picture without a mate adds nothing."""
+    module, data = make(), batch(6)
+    data["group"] = torch.tensor([0, 1, 0, 0, 2, 1])
+    plain = Contrast(module, HALVES, HALVES).loss(data)["loss"][0].item()
+    pixels = (data["pixels"].float() / 255 - 0.5) / 0.5
+    images = F.normalize(module.image_features(pixels).detach().double(), dim=1)
+    logits = images @ images.T * module.logit_scale.exp().item()
+    total = 0.0
+    for i in range(6):
+        others = [j for j in range(6) if j != i]
+        mates = [j for j in others if data["group"][i] == data["group"][j]]
+        total -= sum(float(logits[i, j] - logits[i, others].logsumexp(0)) for j in mates) / max(1, len(mates))
+    found = Contrast(module, HALVES, HALVES, image_weight=0.7).loss(data)["loss"][0].item()
+    assert found == pytest.approx(plain + 0.7 * total, abs=1e-4)
+
+
 def noisy(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     assert size == (8, 8)
     return pixels.float() / 255 + 0.1 * torch.randn(pixels.shape)
 
 
 @pytest.mark.parametrize("rows", [3, 4, 1])
-@pytest.mark.parametrize("objective", ["infonce", "siglip"])
-def test_a_batch_in_parts_has_the_gradients_of_the_whole(rows: int, objective: Any) -> None:
-    task = Contrast(make(bias=objective == "siglip"), HALVES, HALVES, augment=noisy, objective=objective)
+@pytest.mark.parametrize(("objective", "weight"), [("infonce", 0.0), ("infonce", 0.7), ("siglip", 0.7)])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(rows: int, objective: Any, weight: float) -> None:
+    module = make(bias=objective == "siglip")
+    task = Contrast(module, HALVES, HALVES, augment=noisy, objective=objective, image_weight=weight)
     data = batch(8)
     data["group"] = data["group"] // 2
     torch.manual_seed(5)

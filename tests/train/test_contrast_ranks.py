@@ -31,9 +31,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("loss", ["infonce", "siglip"])
+@pytest.mark.parametrize(("loss", "image_weight"), [("infonce", 0.5), ("siglip", 0.0)])
 def test_losses_and_weights_are_those_of_one_process(
-    torchrun: Torchrun, tmp_path: Path, pairs: Path, loss: str
+    torchrun: Torchrun, tmp_path: Path, pairs: Path, loss: str, image_weight: float
 ) -> None:
     tower = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -46,7 +46,7 @@ def test_losses_and_weights_are_those_of_one_process(
                 "image": {**tower, "image_size": 8, "patch_size": 4},
                 "projection_dim": 12,
             },
-            "objective": {"loss": loss, "templates": ["{}", "a picture of {}"]},
+            "objective": {"loss": loss, "image_weight": image_weight, "templates": ["{}", "a picture of {}"]},
             "data": {"path": str(pairs), "val_fraction": 0.3, "workers": 1},
             "train": {"precision": "fp32", "threads": 1, "batch_size": 8, "epochs": None, "steps": 6, "ema": 0.9}
             | train,

@@ -57,6 +57,36 @@ def test_a_zero_gradient_does_no_harm() -> None:
     assert orthogonalize(torch.zeros(1, 4, 4)).isfinite().all()
 
 
+def test_a_filter_moves_as_the_matrix_of_its_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    filters = [nn.Parameter(torch.randn(6, 2, 3, 3, generator=generator)) for _ in range(2)]
+    flat = [nn.Parameter(p.detach().flatten(1).clone()) for p in filters]
+    optimizers = [Muon(params, lr=0.1, dtype=torch.float32) for params in (filters, flat)]
+    for _ in range(2):
+        for p, q in zip(filters, flat, strict=True):
+            gradient = torch.randn(p.shape, generator=generator)
+            # of convolutions that read channels last
+            p.grad, q.grad = gradient.contiguous(memory_format=torch.channels_last), gradient.flatten(1)
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(filters, flat, strict=True):
+        torch.testing.assert_close(p.flatten(1), q)
+
+
+def test_of_a_stem_muon_moves_the_filters_and_not_the_embedding() -> None:
+    from bedplate.models.vit import VisionConfig, VisionModel
+    from bedplate.nn.config import TrunkConfig
+
+    trunk = TrunkConfig(16, 1, 2, 2, 8, 32, **PRESETS["vit"])
+    for stem in ("patch", "conv", "residual"):
+        module = VisionModel(VisionConfig((8, 8), 4, trunk, stem=stem))
+        _, muon = make_optimizers(module, OptimizerRecipe(), torch.float32)
+        moved = {id(p) for group in muon.param_groups for p in group["params"]}
+        for name, parameter in module.named_parameters():
+            is_filter = name.startswith("embed.layers") and parameter.dim() == 4
+            assert (id(parameter) in moved) == (is_filter or ("blocks" in name and parameter.dim() == 2)), name
+
+
 def test_muon_refuses_vectors() -> None:
     with pytest.raises(ValueError, match="takes matrices"):
         Muon([nn.Parameter(torch.zeros(3))], lr=0.1)

@@ -62,6 +62,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             self.processor.std,
             augment=self.augment(),
             objective=recipe.objective.loss,
+            image_weight=recipe.objective.image_weight,
             gather=self.ranks.gather,
             collect=self.ranks.interleave,
         )
@@ -101,8 +102,10 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             for name, part in parts.items()
         }
         store = self.store("train", train, size)
-        rows = recipe.train.batch_size
-        self.loader = PairLoader(train, self.encoder, rows, recipe.seed, store, *self.shares, templates=templates)
+        rows, mates = recipe.train.batch_size, recipe.objective.image_weight > 0
+        self.loader = PairLoader(
+            train, self.encoder, rows, recipe.seed, store, *self.shares, templates=templates, mates=mates
+        )
         self.found = {
             "texts": sum(map(len, whole.texts)),
             "groups": len(set(whole.groups)),

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bedplate.data.order import keys
 from bedplate.data.pairs import Pairs, drawn_text
-from bedplate.data.picture_order import Batch, InOrder, Shuffled
+from bedplate.data.picture_order import Batch, InOrder, Mates, Shuffled
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.tokenizer import end_of_text_id
 from bedplate.errors import InputError
@@ -84,6 +85,8 @@ class PairLoader(Shuffled):
         store: The pixels of `pairs`.
         rank, world_size: This process among all (W); it gets rows [rank B / W, (rank + 1) B / W) of the global batch.
         templates: What texts are put into, see `pairs.drawn_text`.
+        mates: Every second row of a batch is a mate of the row before it: another picture of its group, or where it is
+            the only one itself. An epoch counts the first ones alone.
 
     Raises:
         InputError: A batch that ranks cannot share, or a template without its place for a text.
@@ -100,10 +103,15 @@ class PairLoader(Shuffled):
         world_size: int = 1,
         *,
         templates: Sequence[str] = PLAIN,
+        mates: bool = False,
     ) -> None:
         assert len(pairs) == len(store)
         self._pairs, self._encoder, self._templates = pairs, encoder, check_templates(templates)
         super().__init__(store.usable, partial(_pictures, store, pairs.targets), batch_size, seed, rank, world_size)
+        self._mates = Mates(store.usable, pairs.targets) if mates else None
+        if mates:
+            assert batch_size % 2 == 0
+            self._drawn_a_step = batch_size // 2
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size).
@@ -111,10 +119,18 @@ class PairLoader(Shuffled):
         Returns:
             `pixels` uint8 (B, 3, H, W); `ids` int64 (B, L), each text with the end token, filled up with the end token;
             `group` int64 (B,), equal where pictures mean the same, and `text` int64 (B,), equal where the texts are;
-            `index` int64 (B,) of the pictures.
+            `index` int64 (B,) of the pictures, `row` int64 (B,) of the global batch.
         """
         texts = self.texts(step)
-        return super().batch(step) | {"ids": self._encoder(texts), "text": _marks(texts)}
+        more = {"ids": self._encoder(texts), "text": _marks(texts), "row": torch.from_numpy(self._rows)}
+        return super().batch(step) | more
+
+    def index(self, step: int) -> NDArray[np.int64]:
+        """(B,) numbers of the pictures of this rank's rows of the batch of one step."""
+        if self._mates is None:
+            return super().index(step)
+        first = self._at(step * self._drawn_a_step + self._rows // 2)
+        return np.where(self._rows % 2, self._mates(first, keys(self._seed, 1, step, self._rows)), first)
 
     def texts(self, step: int) -> list[str]:
         """The texts of this rank's rows of the batch of one step."""

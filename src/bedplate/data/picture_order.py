@@ -39,11 +39,12 @@ class Shuffled:
         self._usable, self._collate, self._batch_size, self._seed = usable, collate, batch_size, seed
         rows = batch_size // world_size
         self._rows = np.arange(rank * rows, (rank + 1) * rows)
+        self._drawn_a_step = batch_size
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every picture has been seen."""
-        return -(-len(self._usable) // self._batch_size)
+        return -(-len(self._usable) // self._drawn_a_step)
 
     def batch(self, step: int) -> Batch:
         """This rank's rows of the batch of one step (B = batch_size / world_size)."""
@@ -51,13 +52,39 @@ class Shuffled:
 
     def index(self, step: int) -> NDArray[np.int64]:
         """(B,) numbers of the pictures of this rank's rows of the batch of one step."""
-        epoch, place = np.divmod(step * self._batch_size + self._rows, len(self._usable))
-        drawn = order.permute(place, len(self._usable), order.keys(self._seed, 0, epoch))
-        return self._usable[drawn]
+        return self._at(step * self._batch_size + self._rows)
+
+    def _at(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The pictures that come as these (B,) numbers, counted from the first epoch's first on."""
+        epoch, place = np.divmod(number, len(self._usable))
+        return self._usable[order.permute(place, len(self._usable), order.keys(self._seed, 0, epoch))]
 
     def epoch(self, step: int) -> float:
         """How often the data has been read before `step`."""
-        return step * self._batch_size / len(self._usable)
+        return step * self._drawn_a_step / len(self._usable)
+
+
+class Mates:
+    """Of a picture another one of its group, drawn anew each time; where it is the only one, itself.
+
+    Args:
+        usable: Numbers of the pictures that there are (n,).
+        groups: Of each picture, also of those that are not usable.
+    """
+
+    def __init__(self, usable: NDArray[np.int64], groups: NDArray[np.int64]) -> None:
+        self._members = usable[np.argsort(groups[usable], kind="stable")]  # group after group
+        starts = np.unique(groups[self._members], return_index=True)[1]
+        counts = np.diff(starts, append=len(usable))
+        self._start, self._count, self._place = (np.zeros(len(groups), np.int64) for _ in range(3))
+        self._start[self._members], self._count[self._members] = np.repeat(starts, counts), np.repeat(counts, counts)
+        self._place[self._members] = np.arange(len(usable)) - np.repeat(starts, counts)
+
+    def __call__(self, pictures: NDArray[np.int64], draws: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The mates (B,) of usable pictures (B,); `draws` (B,) are random numbers of 64 bits."""
+        count = self._count[pictures]
+        further = 1 + (draws % np.maximum(count - 1, 1).astype(np.uint64)).astype(np.int64)
+        return self._members[self._start[pictures] + (self._place[pictures] + further) % count]
 
 
 class InOrder:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
-from bedplate.recipe.schema import Positive, Share, Strict
+from bedplate.recipe.schema import Number, Positive, Share, Strict
 from bedplate.recipe.vision import Pair
 
 
@@ -111,6 +111,9 @@ class ContrastObjectiveRecipe(Strict):
 
     loss: Literal["infonce", "siglip"] = "infonce"
     """infonce: which text of the batch is a picture's, and the reverse (CLIP); siglip: whether each pair is one"""
+    image_weight: Annotated[float, Field(ge=0), Number] = 0.0
+    """weight of telling, among all pictures of the batch, another of the same group, or the same picture seen once more
+    where it is the only one; half of each batch are then such mates (SupCon, arXiv 2004.11362)"""
     templates: list[str] = Field(default_factory=lambda: ["{}"], min_length=1)
     """sentences with {} where the text belongs, one of which is drawn for each; held-out texts stand in the first"""
 
@@ -136,6 +139,11 @@ class ContrastRecipe(PictureRecipe):
     def _others_to_tell_from(self) -> ContrastRecipe:
         if self.train.batch_size < 2:
             raise ValueError("train.batch_size=1 has no other pairs to tell one from; give 2 or more")
+        if self.objective.image_weight and self.train.batch_size % 2:
+            raise ValueError(
+                f"train.batch_size={self.train.batch_size}: with objective.image_weight each picture has a mate in the "
+                f"batch; give an even number"
+            )
         return self
 
     @model_validator(mode="after")

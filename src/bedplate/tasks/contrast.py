@@ -19,17 +19,22 @@ from bedplate.tasks.pixels import normalize
 Objective = Literal["infonce", "siglip"]
 Augment = Callable[[Tensor, tuple[int, int]], Tensor]
 SCORED_ROWS = 256  # held-out pairs among which each other's texts are told apart by the loss
+NEVER = -1e4  # a logit whose probability is 0, in fp32, beside cosines times 100 at most
 PULLED = "pull"  # of images and of texts, and of what is neither
 
 
 class Contrast:
-    """Batches hold `pixels (B, 3, H, W)` uint8, `ids (B, L)`, `group (B,)`, `text (B,)` and `index (B,)`.
+    """Batches hold `pixels (B, 3, H, W)` uint8, `ids (B, L)`, `group (B,)`, `text (B,)`, `index (B,)` and `row (B,)`.
 
     A picture's positives are the texts of all pictures of its group, and its own text wherever it stands.
 
     - "infonce" (arXiv 2103.00020, figure 3): the mean of the cross-entropies of a picture's texts and of a text's
       pictures. Several positives share the probability equally (arXiv 2204.03610, equation 2).
     - "siglip" (arXiv 2303.15343, equation 1): each pair by itself, a text and a picture, is one or is none.
+
+    With `image_weight`, pictures of one group are each other's positives among all pictures, too (SupCon, arXiv
+    2004.11362, equation 2): what a name has in common in two styles is then learnt from pictures, which say more of it
+    than a name does. Held-out losses are without it.
 
     Batches are shared by ranks: each learns from its own rows among the features of all, and the sums of the losses
     and of the gradients are those of one process.
@@ -41,7 +46,7 @@ class Contrast:
     Args:
         mean, std: of each channel of values in 0..1, taken out before the network.
         augment: what training shows of pictures; None shows them as they are.
-        objective: see above.
+        objective, image_weight: see above.
         gather: all ranks' rows of a tensor in their order, with gradients.
         collect: makes of one rank's results those of all, where ranks share what is not trained on.
     """
@@ -61,11 +66,12 @@ class Contrast:
         *,
         augment: Augment | None = None,
         objective: Objective = "infonce",
+        image_weight: float = 0.0,
         gather: Callable[[Tensor], Tensor] = lambda values: values,
         collect: Callable[[list[Any]], list[Any]] = list,
     ) -> None:
         self.module, self.mean, self.std, self.augment = module, mean, std, augment
-        self.objective, self.gather, self.collect = objective, gather, collect
+        self.objective, self.image_weight, self.gather, self.collect = objective, image_weight, gather, collect
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         if f"{PULLED}_images" in batch:
@@ -132,9 +138,14 @@ class Contrast:
     def _nats(self, images: Tensor, texts: Tensor, batch: Batch) -> Tensor:
         """The loss of each of this rank's rows `(B,)`, of their features `(B, P)` among those of all ranks `(N, P)`."""
         group, text = batch["group"], batch["text"]
-        positive = (group[:, None] == self.gather(group)) | (text[:, None] == self.gather(text))
+        same = group[:, None] == self.gather(group)
+        positive = same | (text[:, None] == self.gather(text))
         everyone = self.gather(images), self.gather(texts)
-        return contrastive_nats(self.module, images, texts, *everyone, positive, self.objective)
+        nats = contrastive_nats(self.module, images, texts, *everyone, positive, self.objective)
+        if self.image_weight:
+            itself = batch["row"][:, None] == self.gather(batch["row"])
+            nats = nats + self.image_weight * mate_nats(self.module, images, everyone[0], same & ~itself, itself)
+        return nats
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
@@ -206,6 +217,19 @@ def contrastive_nats(
     return (
         F.cross_entropy(by_image, wanted, reduction="none") + F.cross_entropy(by_text, wanted, reduction="none")
     ) / 2
+
+
+def mate_nats(module: Clip, images: Tensor, all_images: Tensor, same: Tensor, itself: Tensor) -> Tensor:
+    """Nats for telling each row's picture `(B, P)` by its mates among all others, `(B,)`; 0 where it has none.
+
+    Args:
+        module: scales the cosines.
+        all_images: those `(N, P)` among which they are.
+        same, itself: `(B, N)` bool, which ones are mates of a row's picture, and which one it is.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        logits = (images @ all_images.T * module.scale()).masked_fill(itself, NEVER)
+    return F.cross_entropy(logits, same.float() / same.sum(1, keepdim=True).clamp(min=1), reduction="none")
 
 
 def _random(device: torch.device) -> Any:

@@ -33,6 +33,8 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Muon for weight matrices: the update is the orthogonalised Nesterov momentum of the gradient.
 
+    Filters (D, C, H, W) are matrices of D rows, as in the source above.
+
     Equal to `torch.optim.Muon` with its defaults, and different in two ways that matter on real machines: matrices of
     one shape are orthogonalised in one batched product, and in fp32 where the hardware has no bf16 multiplication
     (`torch.optim.Muon` always uses bf16, which such a CPU emulates some hundred times slower).
@@ -57,8 +59,8 @@ class Muon(torch.optim.Optimizer):
         self._dtype, self._exchange = dtype, exchange
         for group in self.param_groups:
             for p in group["params"]:
-                if p.dim() != 2:
-                    raise ValueError(f"Muon takes matrices, got a parameter of shape {tuple(p.shape)}")
+                if p.dim() < 2:
+                    raise ValueError(f"Muon takes matrices and filters, got a parameter of shape {tuple(p.shape)}")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -81,12 +83,17 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         nesterov = [part.to(self._dtype) for part in torch._foreach_lerp(grads, buffers, momentum)]
         if self._exchange is None:
-            updates = list(orthogonalize(torch.stack(nesterov)).unbind())
+            updates = list(_orthogonalized(torch.stack(nesterov)).unbind())
         else:
-            own = orthogonalize(self._exchange.gather(nesterov, params[0]))
+            own = _orthogonalized(self._exchange.gather(nesterov, params[0]))
             updates = self._exchange.scatter(own, len(params), params[0])
-        rows, columns = params[0].shape
+        rows, columns = params[0].shape[0], params[0].shape[1:].numel()
         parts = [local(p) for p in params]
         torch._foreach_mul_(parts, 1 - lr * weight_decay)
         updates = [update.to(parts[0].dtype) for update in updates]
         torch._foreach_add_(parts, updates, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+
+
+def _orthogonalized(stacked: Tensor) -> Tensor:
+    """`(L, M, ...)` with each `(M, ...)` as a matrix of M rows."""
+    return orthogonalize(stacked.flatten(2)).view(stacked.shape)

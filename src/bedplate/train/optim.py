@@ -18,12 +18,13 @@ def make_optimizers(
 ) -> list[Optimizer]:
     """The run's optimizers; together they cover every parameter exactly once.
 
-    Muon moves the matrices inside the blocks. Embeddings, heads, norms and biases follow AdamW: their rows are looked
-    up rather than multiplied, so an orthogonal update has no meaning for them. Vectors are not decayed.
+    Muon moves the matrices inside the blocks and the filters of stems. Embeddings, heads, norms and biases follow
+    AdamW: their rows are looked up rather than multiplied, so an orthogonal update has no meaning for them. Vectors are
+    not decayed.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     use_muon = recipe.name == "muon"
-    matrices = [p for name, p in named if use_muon and p.dim() == 2 and ".blocks." in f".{name}"]
+    matrices = [p for name, p in named if use_muon and _is_orthogonalised(name, p)]
     taken = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in taken]
     groups: list[dict[str, Any]] = [
@@ -44,6 +45,12 @@ def make_optimizers(
     covered = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     assert len(covered) == len({id(p) for p in covered}) == len(named), "every parameter needs exactly one optimizer"
     return optimizers
+
+
+def _is_orthogonalised(name: str, p: Tensor) -> bool:
+    """Whether Muon moves a parameter: (D, C, H, W) of a stem's layer counts as a matrix of D rows."""
+    path = f".{name}"
+    return (".blocks." in path and p.dim() == 2) or (".embed.layers." in path and p.dim() == 4)
 
 
 def set_learning_rate(optimizers: list[Optimizer], factor: float) -> None:
