@@ -102,11 +102,25 @@ def test_it_learns_which_texts_belong_to_which_pictures(trained: dict[str, Any])
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
 
+def test_pictures_of_a_group_may_be_positives_of_each_other(
+    make: Make, split: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with_mates = {
+        "data": {"path": str(split[0]), "val_path": str(split[1]), "text": "caption,kind"},
+        "objective": {"image_weight": 1.0},
+    }
+    result = bedplate.pretrain(make(tmp_path / "run", **with_mates))
+    assert result["metrics"]["image_to_text_r1"]["value"] >= 0.9
+    with pytest.raises(InputError, match="give an even number"):
+        bedplate.pretrain(make(tmp_path / "odd", **with_mates, train={"batch_size": 9}))
+
+
 def test_the_model_is_used_and_measured(trained: dict[str, Any], split: tuple[Path, Path], pairs: Path) -> None:
     model = bedplate.load(trained["model"])
     (found,) = model.predict([pairs / "00.png"], labels="red,green,blue,yellow")
     assert found["label"] == "red" and len(found["scores"]) == 4
     assert model.templates == ("{label}", "a picture of {label}")
+    assert np.array_equal(model.embed(["Red THING"]), model.embed(["red thing"]))
     result = bedplate.evaluate(trained["model"], [str(split[1])], label="caption")
     assert result["unit"] == "pictures" and result["n"] == 12 and result["labels"] == sorted(COLOURS)
     assert result["metrics"]["accuracy"]["value"] >= 0.9 and np.trace(result["confusion"]) >= 11

@@ -37,6 +37,14 @@ def test_a_small_corpus_gives_a_small_vocabulary() -> None:
     assert vocabulary_size(train_tokenizer(["ab ab"], 1000)) == 260 + 2  # ab, and Ġab
 
 
+def test_capitals_are_read_as_small_letters_where_that_is_asked_for() -> None:
+    tokenizer = train_tokenizer(["A RED heart", "a red Heart"], 300, lowercase=True)
+    assert tokenizer.encode("A Red HEART <|endoftext|>").ids == tokenizer.encode("a red heart <|endoftext|>").ids
+    assert tokenizer.encode("<|endoftext|>").ids == [0] and tokenizer.decode(tokenizer.encode("RED").ids) == "red"
+    cased = train_tokenizer(["A RED heart"], 300)
+    assert cased.encode("RED").ids != cased.encode("red").ids
+
+
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
     assert vocabulary_size(train_tokenizer(["ab ab"], 260)) == 260
     with pytest.raises(InputError, match=r"vocab_size 259 .* at least 260"):

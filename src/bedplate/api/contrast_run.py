@@ -125,7 +125,8 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         if towers.tokenizer is not None:
             return towers.tokenizer
         frames = (template.replace("{}", "") for template in self.recipe.objective.templates)
-        return train_tokenizer(chain(frames, _texts(train)), self.recipe.model.text.vocab_size)
+        # As CLIP's own reads them: who asks for a "red heart" means the Red Heart, too.
+        return train_tokenizer(chain(frames, _texts(train)), self.recipe.model.text.vocab_size, lowercase=True)
 
     def _context(self, towers: Towers) -> int:
         wanted, own = self.recipe.model.text.context, towers.positions

@@ -85,7 +85,7 @@ class DrawRun(PictureRun[DrawRecipe]):
         base = None if m.text_base is None else load(m.text_base, dtype="fp32")
         if base is None:
             texts = (text for row in self.parts["train"].texts for text in row)
-            self.tokenizer = train_tokenizer([*texts, *self.recipe.objective.templates], m.vocab_size)
+            self.tokenizer = train_tokenizer([*texts, *self.recipe.objective.templates], m.vocab_size, lowercase=True)
         elif not isinstance(base, Model):
             raise InputError(f"model.text_base={m.text_base}: is no model of text")
         elif (width := base.config.trunk.hidden_size) != m.hidden_size:

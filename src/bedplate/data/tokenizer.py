@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from bedplate.errors import InputError
 
@@ -19,11 +19,17 @@ TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, lowercase: bool = False) -> Tokenizer:
     """Train byte-level BPE with GPT-2's pre-tokenization (Radford et al. 2019); the same texts give the same tokenizer.
 
     Ids 0 to 3 are `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and `<|mask|>`, then come the 256 bytes and the merges.
     The vocabulary is smaller than `vocab_size` when the texts hold fewer pairs to merge.
+
+    Args:
+        texts: What its merges are counted in.
+        vocab_size: Tokens, at most.
+        lowercase: Capitals are read as small letters, here and whenever the tokenizer is used; for texts that are only
+            read, as descriptions of pictures are.
 
     Raises:
         InputError: `vocab_size` has no room for the special tokens and the bytes.
@@ -34,6 +40,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"(256 bytes and {len(SPECIAL_TOKENS)} special tokens)"
         )
     tokenizer = Tokenizer(models.BPE())
+    if lowercase:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -97,7 +97,7 @@ class FinetuneOptimizerRecipe(OptimizerRecipe):
     """How weights follow gradients: AdamW, since Muon's products cost more than small batches themselves."""
 
     name: Literal["muon", "adamw"] = "adamw"
-    """muon: Muon on the blocks' matrices and AdamW on the rest; adamw: AdamW on everything"""
+    """muon: Muon on the matrices of blocks and the filters of stems, AdamW on the rest; adamw: AdamW on everything"""
     learning_rate: Rate = 5e-4
     """AdamW's peak learning rate; for networks of 100M weights and more, a tenth of it"""
     muon_learning_rate: Rate = 5e-3

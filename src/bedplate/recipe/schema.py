@@ -122,7 +122,7 @@ class OptimizerRecipe(Strict):
     """How weights follow gradients."""
 
     name: Literal["muon", "adamw"] = "muon"
-    """muon: Muon on the blocks' matrices and AdamW on the rest; adamw: AdamW on everything"""
+    """muon: Muon on the matrices of blocks and the filters of stems, AdamW on the rest; adamw: AdamW on everything"""
     learning_rate: Rate = 3e-3
     """AdamW's peak learning rate"""
     muon_learning_rate: Rate = 0.02
