@@ -79,8 +79,9 @@ def test_transfer(
     assert lines[-2:] == [f"Model: {tmp_path}/one/model", f"Report: {tmp_path}/one/report.html"]
     assert "to learn from, 32 to score on." in result.err
 
-    value = one_value(run_cli(*common, "--out", tmp_path / "two", "--json"))
+    value = one_value(run_cli(*common, "--out", tmp_path / "two", "--json", "optimizer.learning_rate=0.02"))
     assert value["out"] == str(tmp_path / "two") and len(value["rows"]) == 6
+    assert value["settings"]["optimizer"]["learning_rate"] == 0.02
     stored = json.loads((tmp_path / "two" / "transfer.json").read_text("utf-8"))
     assert stored == {key: item for key, item in value.items() if key not in ("out", "model")}
 

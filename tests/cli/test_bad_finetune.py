@@ -109,6 +109,21 @@ def test_settings_of_the_other_task(run_cli: Any, recipe_file: Path, tmp_path: P
     assert_refused(run_cli("finetune", recipe_file, "task=chat", override), tmp_path / "run", part)
 
 
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("optimizer.learning_rat=1", "'optimizer.learning_rate'"),
+        ("data.path=x.csv", "'data' is no part of a comparison"),
+        ("fast", "is not of the form key.path=value"),
+    ],
+)
+def test_settings_of_a_comparison(
+    run_cli: Any, tmp_path: Path, tiny_model: Path, labelled: Path, override: str, part: str
+) -> None:
+    command = ("--data", labelled, "--base", tiny_model, "--out", tmp_path / "run", override)
+    assert_refused(run_cli("transfer", *command), tmp_path / "run", part)
+
+
 @pytest.mark.parametrize("option", ["data.test_path", "data.val_path"])
 def test_a_label_that_was_not_in_the_training(
     run_cli: Any, recipe_file: Path, tmp_path: Path, tiny_model: Path, labelled: Path, option: str

@@ -14,6 +14,10 @@ def command(
         typer.Option(help="Labelled texts or pictures: a table, or a folder for each class; may be repeated."),
     ],
     base: Annotated[str, typer.Option(help="The pre-trained model: a directory, zoo:NAME or hf:ORG/NAME.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the training, as of a recipe of finetune."),
+    ] = None,
     labels: Annotated[str, typer.Option(help="Numbers of labels to learn from.")] = "100,1000,all",
     seeds: Annotated[int, typer.Option(help="Repetitions with other samples and weights.")] = 3,
     test: Annotated[
@@ -33,11 +37,23 @@ def command(
     Example:
       bedplate transfer --data reviews.csv --base quickstart/model --labels 100,1000,all
       bedplate transfer --data photos/ --base runs/mae --labels 100,all
+      bedplate transfer --data reviews.csv --base runs/passages --labels 100 optimizer.learning_rate=0.0002
     """
     counts = _counts(labels)
     from bedplate.api.transfer import transfer
+    from bedplate.recipe.read import from_overrides
 
-    result = transfer(data, base, labels=counts, seeds=seeds, test=test or None, column=column, label=label, out=out)
+    result = transfer(
+        data,
+        base,
+        labels=counts,
+        seeds=seeds,
+        test=test or None,
+        column=column,
+        label=label,
+        out=out,
+        settings=from_overrides(overrides or ()),
+    )
     if json:
         print_json(result)
         return

@@ -71,6 +71,15 @@ def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Seque
     return name, values
 
 
+def from_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Sections of a recipe from `key.path=value` each.
+
+    Raises:
+        InputError: one that is not of that form.
+    """
+    return _values({}, overrides)[1]
+
+
 def read_as(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> R:
     """A checked recipe of a kind; see `read_recipe`."""
     name, values = _values(recipe, overrides)
