@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bedplate.errors import InputError
+from bedplate.models.vit import VisionConfig, VisionModel
+from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS
 from bedplate.recipe.schema import OptimizerRecipe
 from bedplate.train.muon import Muon, orthogonalize
-from bedplate.train.optim import finish_gradients, make_optimizers
+from bedplate.train.optim import finish_gradients, load_state_tensors, make_optimizers, state_tensors
 
 SHAPES = [(8, 8), (16, 4), (4, 16), (8, 8), (6, 10)]
 
@@ -74,9 +77,6 @@ def test_a_filter_moves_as_the_matrix_of_its_rows() -> None:
 
 
 def test_of_a_stem_muon_moves_the_filters_and_not_the_embedding() -> None:
-    from bedplate.models.vit import VisionConfig, VisionModel
-    from bedplate.nn.config import TrunkConfig
-
     trunk = TrunkConfig(16, 1, 2, 2, 8, 32, **PRESETS["vit"])
     for stem in ("patch", "conv", "residual"):
         module = VisionModel(VisionConfig((8, 8), 4, trunk, stem=stem))
@@ -119,6 +119,18 @@ def test_every_parameter_has_one_optimizer_and_muon_the_matrices_of_blocks(prese
         assert (of[id(parameter)] is muon) == ("blocks" in name and parameter.dim() == 2), name
     for group in adamw.param_groups:
         assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
+
+
+def test_a_checkpoint_of_the_other_rule_is_refused_by_name() -> None:
+    """As of versions in which AdamW moved what Muon moves now."""
+    module = nn.Sequential()
+    module.add_module("blocks", nn.Linear(3, 3, bias=False))
+    before, after = (make_optimizers(module, OptimizerRecipe(name=name), torch.float32) for name in ("adamw", "muon"))
+    module.get_parameter("blocks.weight").grad = torch.ones(3, 3)
+    for optimizer in before:
+        optimizer.step()
+    with pytest.raises(InputError, match=r"moved blocks\.weight by another optimizer; finish this run with"):
+        load_state_tensors(after, module, state_tensors(before, module))
 
 
 def test_adamw_alone_covers_everything() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from bedplate.train.exchange import Exchange, local, tensor_dim
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+STATE = ("momentum_buffer",)  # what it keeps of each parameter, under the names of `torch.optim.Muon`
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:

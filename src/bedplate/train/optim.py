@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from bedplate.errors import InputError
 from bedplate.recipe.schema import OptimizerRecipe
 from bedplate.train.exchange import Exchange, local
+from bedplate.train.muon import STATE as MUON_STATE
 from bedplate.train.muon import Muon
 
 
@@ -89,11 +91,20 @@ def state_tensors(optimizers: list[Optimizer], module: nn.Module) -> dict[str, T
 
 
 def load_state_tensors(optimizers: list[Optimizer], module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `state_tensors`; tensors are moved to their parameter's device."""
+    """The inverse of `state_tensors`; tensors are moved to their parameter's device.
+
+    Raises:
+        InputError: a parameter was moved by the other rule, as the filters of stems were by AdamW once.
+    """
     parameters = dict(module.named_parameters())
     owner = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
     for key, value in tensors.items():
         name, _, state = key.rpartition("/")
         parameter = parameters[name]
+        if isinstance(owner[id(parameter)], Muon) != (state in MUON_STATE):
+            raise InputError(
+                f"the checkpoint is of a version that moved {name} by another optimizer; finish this run with the "
+                "version that began it, or begin anew with another out"
+            )
         device = parameter.device if value.dim() or owner[id(parameter)].defaults.get("fused") else value.device
         owner[id(parameter)].state[parameter][state] = value.to(device)
