@@ -1,0 +1,155 @@
+"""What a CLIP calls emoji: among all names, by a keyword, and in a style that it saw only other concepts of.
+
+python benchmarks/clip_names.py names zoo:clip-mini noto.tar fluent.tar
+python benchmarks/clip_names.py split noto.tar fluent.tar --out search
+bedplate pretrain recipes/clip-mini.yaml data.path=search/train.jsonl data.text=name data.val_fraction=0 \\
+    model.image.hidden_size=192 model.image.num_attention_heads=3 train.steps=600 train.ema=0.99 \\
+    'objective.templates=["{}","a picture of {}"]' out=runs/search
+python benchmarks/clip_names.py unseen runs/search search
+
+An archive holds KEY.png beside KEY.json with name, keywords and tone; names are asked for in their toneless form alone.
+`split` holds out a quarter of the last archive's concepts, in its pictures alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import bedplate
+from bedplate.metrics.proportion import proportion
+
+FRAMES = ("{}", "a picture of {}")
+ASKED, BESIDE = 400, 9  # pictures of which a keyword is asked for, and how many keywords of others stand beside it
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    names = verbs.add_parser("names")
+    names.add_argument("model")
+    names.add_argument("archives", type=Path, nargs="+")
+    split = verbs.add_parser("split")
+    split.add_argument("archives", type=Path, nargs="+")
+    split.add_argument("--out", type=Path, required=True)
+    unseen = verbs.add_parser("unseen")
+    unseen.add_argument("model")
+    unseen.add_argument("folder", type=Path, help="what `split` wrote")
+    args = parser.parse_args()
+    if args.verb == "split":
+        write_split(args.archives, args.out)
+        return
+    model = bedplate.load(args.model, dtype="fp32")
+    if args.verb == "unseen":
+        score_unseen(model, args.folder)
+        return
+    for archive in args.archives:
+        rows = read(archive)
+        asked = sorted({row["name"] for row in rows})
+        say(f"{archive.stem}, {len(asked):,} names", ranks(model, rows, asked))
+        by_keyword(model, archive.stem, rows)
+
+
+def read(archive: Path) -> list[Row]:
+    """The toneless pictures of an archive, in the order of their keys."""
+    parts: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            stem, _, kind = member.name.rpartition(".")
+            file = tar.extractfile(member)
+            assert file is not None
+            parts.setdefault(stem, {})[kind] = file.read()
+    rows = [json.loads(part["json"]) | {"png": part["png"]} for _, part in sorted(parts.items())]
+    return [row for row in rows if row["tone"] is None]
+
+
+def ranks(model: Any, rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
+    """How many of `names` are nearer to each picture than its own."""
+    near = pictures(model, rows) @ words(model, names).T
+    own = near[np.arange(len(rows)), [names.index(row["name"]) for row in rows]]
+    return (near > own[:, None]).sum(1)
+
+
+def by_keyword(model: Any, what: str, rows: Sequence[Row]) -> None:
+    """One keyword that the name does not hold, beside keywords of other pictures."""
+    draw = random.Random(0)
+    rows = draw.sample([row for row in rows if row["keywords"]], min(ASKED, len(rows)))
+    asked = []
+    for row in rows:
+        own = [word for word in row["keywords"] if word not in row["name"].lower()]
+        others = [draw.choice(other["keywords"]) for other in draw.sample(rows, BESIDE)]
+        if own:
+            asked.append((row, [draw.choice(own), *(word for word in others if word not in row["keywords"])]))
+    every = sorted({word for _, choice in asked for word in choice})
+    vectors = dict(zip(every, words(model, every), strict=True))
+    shown = pictures(model, [row for row, _ in asked])
+    right = [
+        bool(np.argmax([picture @ vectors[word] for word in choice]) == 0)
+        for picture, (_, choice) in zip(shown, asked, strict=True)
+    ]
+    chance = np.mean([1 / len(choice) for _, choice in asked])
+    say(f"{what}, one keyword among others (chance {chance:.1%})", np.where(right, 0, 1), (1,))
+
+
+def write_split(archives: Sequence[Path], out: Path) -> None:
+    draw = random.Random(0)
+    (out / "images").mkdir(parents=True)
+    parts: dict[str, list[Row]] = {"train": [], "test": []}
+    for archive in archives:
+        for number, row in enumerate(read(archive)):
+            held = archive == archives[-1] and draw.random() < 0.25
+            file = Path("images") / f"{archive.stem}-{number}.png"
+            (out / file).write_bytes(row["png"])
+            part = {"image": str(file), "style": archive.stem, **{key: row[key] for key in ("name", "keywords")}}
+            parts["test" if held else "train"].append(part)
+    for name, rows in parts.items():
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        print(f"{name}: {len(rows):,} pictures")
+
+
+def score_unseen(model: Any, folder: Path) -> None:
+    train, test = (
+        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()]
+        for name in ("train", "test")
+    )
+    for row in test:
+        row["png"] = (folder / row["image"]).read_bytes()
+    every = sorted({row["name"] for row in [*train, *test]})
+    learnt = {row["name"] for row in train if row["style"] == test[0]["style"]}
+    rest = [name for name in every if name not in learnt]
+    say(f"{len(test)} pictures, all {len(every):,} names", ranks(model, test, every))
+    say(f"... the {len(rest)} names that were not learnt in this style", ranks(model, test, rest))
+
+
+def pictures(model: Any, rows: Sequence[Row]) -> np.ndarray:
+    return unit(model.embed([Image.open(io.BytesIO(row["png"])).convert("RGBA") for row in rows]))
+
+
+def words(model: Any, texts: Sequence[str]) -> np.ndarray:
+    """The mean of the vectors of the frames, as labels are read."""
+    return unit(sum(unit(model.embed([frame.format(text) for text in texts])) for frame in FRAMES))
+
+
+def unit(vectors: Any) -> np.ndarray:
+    values = np.asarray(vectors, np.float64)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+def say(what: str, rank: np.ndarray, firsts: Sequence[int] = (1, 5)) -> None:
+    found = {most: proportion(rank < most) for most in firsts}
+    shares = [f"first {k}: {x['value']:.1%} ({x['low']:.1%} to {x['high']:.1%})" for k, x in found.items()]
+    print(f"{what}: {', '.join(shares)}")
+
+
+if __name__ == "__main__":
+    main()
