@@ -37,7 +37,7 @@ def command(
     Example:
       bedplate transfer --data reviews.csv --base quickstart/model --labels 100,1000,all
       bedplate transfer --data photos/ --base runs/mae --labels 100,all
-      bedplate transfer --data reviews.csv --base runs/passages --labels 100 optimizer.learning_rate=0.0002
+      bedplate transfer --data reviews.csv --base runs/passages --labels 100 optimizer.learning_rate=0.0001
     """
     counts = _counts(labels)
     from bedplate.api.transfer import transfer

@@ -47,10 +47,10 @@ figure svg { display: block; width: 100%; height: auto; overflow: visible }
   white-space: pre-line; overflow-wrap: anywhere }
 .scroll { overflow-x: auto; margin: 0 0 16px }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; vertical-align: top; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line);
+th, td { text-align: left; vertical-align: top; padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere }
 th { font-weight: 500 } tbody th { width: 38%; font-weight: 400 }
-thead + tbody th { width: auto; min-width: 130px } thead th, thead + tbody td { white-space: nowrap }
+thead + tbody th { width: auto; min-width: 90px } thead th, thead + tbody td { white-space: nowrap }
 .sample { display: grid; grid-template-columns: 92px 1fr; gap: 16px; padding: 12px 0;
   border-top: 1px solid var(--line) }
 .sample > span { font-variant-numeric: tabular-nums; font-size: .85rem; color: var(--muted); padding-top: 2px }
