@@ -24,10 +24,10 @@ FAMILIES = ["model.preset=qwen3", "model.preset=llama model.num_key_value_heads=
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-@pytest.fixture(autouse=True)
-def _fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is estimated; a CPU that multiplies bf16 keeps the weights of short rows as well."""
-    monkeypatch.setattr(attention, "CPU_HAS_BF16", False)
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain_cpu", "bf16_cpu"])
+def _cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bf16 keeps the softmax of short rows, whichever this one is."""
+    monkeypatch.setattr(attention, "CPU_HAS_BF16", request.param)
 
 
 def recipe_of(*overrides: str) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from bedplate.nn.span import Span
 
 Tables = tuple[Tensor, Tensor]  # cos and sin of rotary positions
 CPU_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-WRITTEN_OUT = 320  # keys up to which attention in batched products trains faster in bf16 on a CPU than PyTorch's kernel
+WRITTEN_OUT = 512  # keys up to which attention in batched products trains faster in bf16 on a CPU than PyTorch's kernel
 
 
 @dataclass(slots=True)
@@ -113,31 +114,59 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
+def writes_out(keys: int) -> bool:
+    """Whether this CPU, training in bf16, keeps the softmax of every head over that many keys."""
+    return CPU_HAS_BF16 and keys <= WRITTEN_OUT
+
+
 def _written_out_pays(q: Tensor, k: Tensor) -> bool:
     """Whether this is training in bf16 on a CPU that multiplies it, over few keys.
 
     The backward pass of PyTorch's kernel multiplies small 16-bit tiles of one head at a time there: with 17 tokens it
-    takes ten times as long as batched products, with 65 six times, with 197 twice and a half, with 512 as long.
+    takes ten times as long as batched products, with 65 six times, with 197 twice and a half, with 512 1.4 times.
     """
     return (
-        CPU_HAS_BF16
-        and q.is_cpu
-        and k.shape[2] <= WRITTEN_OUT
+        q.is_cpu
+        and writes_out(k.shape[2])
         and torch.is_grad_enabled()
         and q.requires_grad
         and (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q.dtype) == torch.bfloat16
     )
 
 
+@torch.compiler.disable  # in one kernel with QK-norm and rotation, TorchInductor 2.13 makes NaN of it in bf16 on a CPU
 def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float = 0.0) -> Tensor:
     """Attention of `q (B, H, N, Dh)` to `k, v (B, Hkv, M, Dh)`; `mask` is True where a query sees a key."""
     q, k, v, groups = q.bfloat16(), k.bfloat16(), v.bfloat16(), q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    with torch.autocast("cpu", enabled=False):  # it would take the softmax in fp32
-        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3))
-        if is_causal:
-            mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite: padding may see nothing
-        return torch.matmul(F.dropout(torch.softmax(scores, -1), dropout), v)
+    if is_causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    return _WrittenOut.apply(q * q.shape[-1] ** -0.5, k, v, mask, dropout)
+
+
+class _WrittenOut(torch.autograd.Function):
+    """softmax(q k^T) v in batched products, `q` scaled before; autograd would keep the scores and turn k's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # it would take the softmax in fp32
+            scores = torch.matmul(q, k.transpose(2, 3))
+            if mask is not None:
+                scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)  # finite: padding may see nothing
+            weights = torch.softmax(scores, -1)
+            kept = F.dropout(torch.ones_like(weights), dropout) if dropout else None
+            ctx.save_for_backward(q, k, v, weights, kept)
+            return torch.matmul(weights if kept is None else weights * kept, v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        q, k, v, weights, kept = ctx.saved_tensors
+        with torch.autocast("cpu", enabled=False):
+            used, grad_weights = weights, torch.matmul(grad, v.transpose(2, 3))
+            if kept is not None:
+                used, grad_weights = weights * kept, grad_weights * kept
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_q, grad_k = torch.matmul(grad_scores, k), torch.matmul(grad_scores.transpose(2, 3), q)
+            return grad_q, grad_k, torch.matmul(used.transpose(2, 3), grad), None, None

@@ -14,6 +14,7 @@ import torch
 from bedplate.data.documents import PASSAGES
 from bedplate.errors import InputError
 from bedplate.models.bert import LanguageModel
+from bedplate.nn import attention
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.heads import CPU_ROWS, GPU_ROWS
 from bedplate.recipe import Recipe
@@ -87,15 +88,20 @@ def block_bytes(c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, 
     again = low if train.compile else FULL  # compiled, what fp32 work reads is kept as it left the product
     norms = FULL * d + again * d + 2 * low * d + 2 * (FULL if c.norm == "rms" else 2 * FULL)
     qk_norms = again * (query + key) + FULL * (heads + kv_heads) if c.qk_norm else 0
-    attention = low * (2 * query + 2 * key) + FULL * heads  # q, k, v, the output and the log of the softmax's sums
+    if written_out := not on_gpu and low < FULL and attention.writes_out(train.sequence_length):
+        heads_kept = low * (4 * query + heads * train.sequence_length)  # q, k and v of all heads, output, the softmax
+    else:
+        heads_kept = low * (2 * query + 2 * key) + FULL * heads  # q, k, v, the output and the log of the softmax's sums
     width = (3 if train.compile else 4) if c.gated else 2  # compiled, silu(gate) is computed again
-    kept = norms + qk_norms + attention + low * width * inner
+    kept = norms + qk_norms + heads_kept + low * width * inner
     if isolate:
-        kept += low * train.sequence_length  # the mask as numbers
+        kept += 0 if written_out else low * train.sequence_length  # the mask as numbers
         kept += 4 * low * c.head_dim if c.rope and low < FULL else 0  # and the rotary tables cast
     if c.dropout:
         kept += 2 * d * (1 if on_gpu else low)
-        if not on_gpu:  # no fused kernel: probabilities, dropped ones and the mask
+        if written_out:
+            kept += low * heads * train.sequence_length  # the mask
+        elif not on_gpu:  # no fused kernel: probabilities, dropped ones and the mask
             kept += 3 * FULL * heads * train.sequence_length
     return kept
 
@@ -103,10 +109,7 @@ def block_bytes(c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, 
 def activation_bytes(
     c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, on_gpu: bool, tensor: int = 1
 ) -> int:
-    """Bytes that the backward pass needs of the forward pass, for each token of a micro-batch, with fused attention.
-
-    A CPU that multiplies bf16 keeps the weights of short rows as well (`nn.attention`): two bytes a head and key.
-    """
+    """Bytes that the backward pass needs of the forward pass, for each token of a micro-batch."""
     block = block_bytes(c, train, low, isolate=isolate, on_gpu=on_gpu, tensor=tensor)
     ends = FULL * c.hidden_size // tensor + 16  # what the final norm reads; ids and targets
     if isolate:

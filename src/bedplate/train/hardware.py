@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import torch
 from bedplate.errors import InputError
 from bedplate.recipe.schema import LoopRecipe
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
@@ -47,6 +50,8 @@ def choose_hardware(recipe: LoopRecipe) -> Hardware:
     threads = recipe.threads or (torch.get_num_threads() if asked else available_cores())
     torch.set_num_threads(threads)
     device = choose_device(recipe.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if recipe.precision != "auto":
         return Hardware(device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32, threads, "as asked")
     if multiplies_bf16(device):
@@ -74,6 +79,20 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one.
+
+    It would give blocks of 32 MiB and more back to the system, which clears every page before it hands it out again:
+    a tenth of the time of small networks. Where `MALLOC_...` is set in the environment, that holds.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def available_cores() -> int:
