@@ -57,6 +57,19 @@ def test_a_batch_holds_each_picture_with_a_text_of_its_own(
     assert sorted(torch.cat([loader.batch(step)["index"] for step in range(3)]).tolist()) == list(range(COUNT))
 
 
+def test_texts_that_read_alike_are_one_text(tmp_path: Path) -> None:
+    for number, text in enumerate(["A red cat", "a red cat", "a red dog that is much longer", "A RED CAT"]):
+        save(tmp_path / f"{number}.png", number).with_suffix(".txt").write_text(text)
+    pairs, batches = read_pairs(tmp_path), []
+    for lowercase in (True, False):
+        tokenizer = train_tokenizer(["a red cat dog that is much longer A RED CAT"] * 9, 300, lowercase=lowercase)
+        store = PixelStore(pairs, (6, 8), "cover", tmp_path / str(lowercase), 1)
+        batches.append([batch["text"] for batch in PairEvalLoader(pairs, TextEncoder(tokenizer, 64), 3, store)])
+    (first, last), capitals = batches[0], torch.cat(batches[1])
+    assert first[0] == first[1] == last[0] != first[2], "whatever else is in the batch"
+    assert len(set(capitals.tolist())) == 4
+
+
 def test_every_second_row_is_a_mate_of_the_one_before(pairs: Pairs, tokenizer: Tokenizer, store: PixelStore) -> None:
     loader = PairLoader(pairs, TextEncoder(tokenizer, 64), 6, 5, store, templates=TEMPLATES, mates=True)
     assert loader.steps_per_epoch == 7 and loader.epoch(7) == 1

@@ -118,12 +118,10 @@ class PairLoader(Shuffled):
 
         Returns:
             `pixels` uint8 (B, 3, H, W); `ids` int64 (B, L), each text with the end token, filled up with the end token;
-            `group` int64 (B,), equal where pictures mean the same, and `text` int64 (B,), equal where the texts are;
+            `group` int64 (B,), equal where pictures mean the same, and `text` int64 (B,), equal where ids are;
             `index` int64 (B,) of the pictures, `row` int64 (B,) of the global batch.
         """
-        texts = self.texts(step)
-        more = {"ids": self._encoder(texts), "text": _marks(texts), "row": torch.from_numpy(self._rows)}
-        return super().batch(step) | more
+        return super().batch(step) | _read(self._encoder, self.texts(step)) | {"row": torch.from_numpy(self._rows)}
 
     def index(self, step: int) -> NDArray[np.int64]:
         """(B,) numbers of the pictures of this rank's rows of the batch of one step."""
@@ -169,7 +167,7 @@ class PairEvalLoader(InOrder):
 
         def collate(index: NDArray[np.int64]) -> Batch:
             texts = [template.replace("{}", pairs.texts[i][0]) for i in index.tolist()]
-            return _pictures(store, targets, index) | {"ids": encoder(texts), "text": _marks(texts)}
+            return _pictures(store, targets, index) | _read(encoder, texts)
 
         super().__init__(store.usable, collate, batch_size, max_batches, rank, world_size)
 
@@ -188,10 +186,12 @@ def check_templates(templates: Sequence[str]) -> list[str]:
     return list(templates)
 
 
-def _marks(texts: Sequence[str]) -> Tensor:
-    """(B,) int64, equal where the texts are."""
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
+def _read(encoder: TextEncoder, texts: Sequence[str]) -> Batch:
+    """`ids` of the texts and `text` int64 (B,), equal where a model cannot tell them apart: in capitals, cut short."""
+    ids = encoder(texts)
+    whole = (row[row != encoder.end].tobytes() for row in ids.numpy())
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in whole)
+    return {"ids": ids, "text": torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))}
 
 
 def _pictures(store: PixelStore, targets: NDArray[np.int64], index: NDArray[np.int64]) -> Batch:
