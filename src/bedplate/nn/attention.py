@@ -123,7 +123,8 @@ def _written_out_pays(q: Tensor, k: Tensor) -> bool:
     """Whether this is training in bf16 on a CPU that multiplies it, over few keys.
 
     The backward pass of PyTorch's kernel multiplies small 16-bit tiles of one head at a time there: with 17 tokens it
-    takes ten times as long as batched products, with 65 six times, with 197 twice and a half, with 512 1.4 times.
+    takes ten times as long as batched products, with 65 six times, with 197 twice and a half, with 512 1.4 times
+    (least times, where freed memory is kept: `train.hardware`).
     """
     return (
         q.is_cpu

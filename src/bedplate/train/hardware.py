@@ -84,8 +84,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 def keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next one.
 
-    It would give blocks of 32 MiB and more back to the system, which clears every page before it hands it out again:
-    a tenth of the time of small networks. Where `MALLOC_...` is set in the environment, that holds.
+    It would give blocks of 32 MiB and more back to the system, which clears every page before it hands it out again.
+    Where `MALLOC_...` is set in the environment, that holds.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
