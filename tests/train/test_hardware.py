@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,3 +72,20 @@ def test_the_quota_of_a_container_counts(
     monkeypatch.setattr(room, "CPU_MAX", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert room.available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("environment", "asked"), [({}, {(-4, 0), (-1, 2**31 - 1)}), ({"MALLOC_ARENA_MAX": "2"}, set())]
+)
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], asked: set[tuple[int, int]]
+) -> None:
+    calls = set()
+    library = SimpleNamespace(mallopt=lambda *call: calls.add(call))
+    monkeypatch.setattr(room.sys, "platform", "linux")
+    monkeypatch.setattr(room.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(room.os, "environ", environment)
+    room.keep_freed_memory()
+    assert calls == asked
+    del library.mallopt  # as in musl
+    room.keep_freed_memory()
