@@ -1,6 +1,7 @@
 """The dense detector: what it learns, what it must not depend on, and what it refuses."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.errors import InputError
 from bedplate.models.detector import Detector, DetectorConfig, Pyramid, varifocal
+from bedplate.models.set_detector import SetDetector
 from bedplate.models.vit import ViT
 
 from .pictures import LABELS, average_precision, normalised, pictures, tiny_config, tiny_encoder
@@ -172,6 +174,22 @@ def test_of_keeps_the_base_and_interpolates_its_positions() -> None:
     same = Detector.of(base, LABELS)
     pixels = torch.rand(1, 3, 64, 96)
     torch.testing.assert_close(same.eval().encoder.features(pixels), base.eval().features(pixels))
+
+
+@pytest.mark.parametrize("kind", [Detector, SetDetector])
+def test_a_detector_goes_on_as_a_base(kind: Any) -> None:
+    base = kind.of(tiny_encoder(), LABELS)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pixels = torch.rand(1, 3, *base.config.vision.image_size)
+    again, other = kind.of(base.eval(), LABELS).eval(), kind.of(base, [*LABELS, "more"]).eval()
+    for found, expected in zip(again(pixels), base(pixels), strict=True):
+        torch.testing.assert_close(found, expected)
+    logits, boxes, *_ = other(pixels)
+    torch.testing.assert_close(boxes, base(pixels)[1])
+    assert logits.shape[-1] == len(LABELS) + 1
+    assert (logits.sigmoid() - 0.01).abs().max() < 0.01  # of labels that it does not know it believes nothing yet
 
 
 def test_fresh_weights_follow_from_the_seed() -> None:

@@ -204,8 +204,22 @@ def test_classifiers_begin_with_the_base(pooling: Any) -> None:
     assert module.config.pooling == pooling and module.config.trunk.dropout == 0.1
     assert (module(pixels) == 0).all()
     torch.testing.assert_close(module.pooled(pixels), states[:, 0] if pooling == "cls" else states[:, 1:].mean(1))
+    randomised(module)
     larger = ViT.of(module, ["x", "y", "z"], image_size=(32, 24))
+    assert not larger.score.weight.any()
     assert larger.positions.shape[1] == 1 + 8 * 6 and larger(torch.zeros(1, 3, 32, 24)).shape == (1, 3)
+
+
+def test_scores_of_the_same_labels_go_on() -> None:
+    base = randomised(ViT(config(pooling="mean"), ["a", "b"]))
+    again = ViT.of(base, ["a", "b"])
+    torch.testing.assert_close(again(images(base.config)), base(images(base.config)))
+    again.score.bias.data.add_(1)  # a copy, not the base's own
+    assert not torch.equal(again.score.bias, base.score.bias)
+    larger = ViT.of(base, ["a", "b"], image_size=(32, 24))
+    assert torch.equal(larger.score.weight, base.score.weight)
+    for others, pooling in ((["b", "a"], None), (["a", "b", "c"], None), (["a", "b"], "cls")):
+        assert not ViT.of(base, others, pooling=pooling).score.weight.any()
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv", "residual"])

@@ -46,15 +46,16 @@ class ClassifyImagesRun(VisionRun):
         recipe = self.recipe
         encoder = self.make_encoder(log)
         self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
-        self.module = self.placed(
-            ViT.of(
-                encoder,
-                self.classes,
-                pooling=recipe.model.pooling,
-                dropout=recipe.model.dropout,
-                image_size=self.processor.size,
-            )
+        module = ViT.of(
+            encoder,
+            self.classes,
+            pooling=recipe.model.pooling,
+            dropout=recipe.model.dropout,
+            image_size=self.processor.size,
         )
+        if recipe.base is not None and module.score.weight.any():
+            log.say("The base is a classifier of the same labels: its scores go on from where they were.")
+        self.module = self.placed(module)
         self.task = ClassifyImages(
             self.module,
             self.processor.mean,

@@ -43,7 +43,12 @@ class DetectRun(VisionRun):
         self.timed("data", lambda: self.ranks.main_first(lambda: self._read(log)))
         kind = Detector if recipe.detector.head == "dense" else SetDetector
         size, dropout = self.processor.size, recipe.model.dropout
-        self.module = self.placed(kind.of(encoder, self.classes, image_size=size, dropout=dropout, seed=recipe.seed))
+        base: Any = encoder
+        if isinstance(self.base, kind):
+            base = self.base
+            what = "boxes and scores" if base.labels == self.classes else "boxes, not its scores of other labels,"
+            log.say(f"The base is a detector: its {what} go on from where they were.")
+        self.module = self.placed(kind.of(base, self.classes, image_size=size, dropout=dropout, seed=recipe.seed))
         self.task = Detect(
             self.module,
             self.processor.mean,

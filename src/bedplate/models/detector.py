@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from bedplate.errors import InputError
 from bedplate.models.align import assign
 from bedplate.models.boxes import best_detections, cornered, giou
 from bedplate.models.vit import VisionConfig, VisionModel
+
+if TYPE_CHECKING:
+    from bedplate.models.set_detector import SetDetector
 
 BOX_WEIGHT = 2.0  # of the boxes' loss in the total, as in TOOD
 PRIOR = 0.01  # what a fresh head believes of each class at each place (RetinaNet, arXiv 1708.02002, section 4.1)
@@ -227,18 +231,33 @@ class Detector(nn.Module):
 
     @staticmethod
     def of(
-        base: VisionModel,
+        base: VisionModel | Detector,
         labels: Sequence[str],
         *,
         image_size: tuple[int, int] | None = None,
         dropout: float | None = None,
         seed: int = 0,
     ) -> Detector:
-        """A detector with a copy of the base's weights, its positions interpolated where the size is another one."""
-        vision, weights = encoder_of(base, image_size, dropout)
-        module = Detector(DetectorConfig(vision), labels)
-        module.load_state_dict(weights | dict(module.initial_head(seed)))
+        """A detector with a copy of the base's weights, its positions interpolated where the size is another one.
+
+        A base that is such a detector gives its pyramid and head as well: see `head_of`.
+        """
+        before = base if isinstance(base, Detector) else None
+        vision, weights = encoder_of(base.encoder if isinstance(base, Detector) else base, image_size, dropout)
+        module = Detector(replace(before.config, vision=vision) if before else DetectorConfig(vision), labels)
+        kept = head_of(before, labels, ("head.score.",)) if before else {}
+        module.load_state_dict(weights | dict(module.initial_head(seed)) | kept)
         return module.to(base.device)
+
+
+def head_of(base: Detector | SetDetector, labels: Sequence[str], scores: tuple[str, ...]) -> dict[str, Tensor]:
+    """What a detector takes of another's head: of its `scores` nothing, unless labels are the same in the same order.
+
+    Args:
+        scores: how names of weights begin that belong to labels.
+    """
+    left = ("encoder.",) if base.labels == list(labels) else ("encoder.", *scores)
+    return {name: value for name, value in base.state_dict().items() if not name.startswith(left)}
 
 
 def encoder_of(

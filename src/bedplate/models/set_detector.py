@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bedplate.errors import InputError
 from bedplate.models.boxes import best_detections, centred, cornered, giou, iou
-from bedplate.models.detector import PRIOR, class_targets, encoder_of, varifocal
+from bedplate.models.detector import PRIOR, class_targets, encoder_of, head_of, varifocal
 from bedplate.models.matcher import match, matching_cost
 from bedplate.models.vit import VisionConfig, VisionModel
 from bedplate.nn.span import Span
@@ -250,7 +250,7 @@ class SetDetector(nn.Module):
 
     @staticmethod
     def of(
-        base: VisionModel,
+        base: VisionModel | SetDetector,
         labels: Sequence[str],
         *,
         image_size: tuple[int, int] | None = None,
@@ -258,10 +258,16 @@ class SetDetector(nn.Module):
         num_queries: int = 100,
         seed: int = 0,
     ) -> SetDetector:
-        """A detector with a copy of the base's weights, its positions interpolated where the size is another one."""
-        vision, weights = encoder_of(base, image_size, dropout)
-        module = SetDetector(SetDetectorConfig(vision, num_queries), labels)
-        module.load_state_dict(weights | dict(module.initial_head(seed)))
+        """A detector with a copy of the base's weights, its positions interpolated where the size is another one.
+
+        A base that is such a detector gives its queries and head as well: see `head_of`.
+        """
+        before = base if isinstance(base, SetDetector) else None
+        vision, weights = encoder_of(base.encoder if isinstance(base, SetDetector) else base, image_size, dropout)
+        config = replace(before.config, vision=vision) if before else SetDetectorConfig(vision, num_queries)
+        module = SetDetector(config, labels)
+        kept = head_of(before, labels, ("noised.", "score.")) if before else {}
+        module.load_state_dict(weights | dict(module.initial_head(seed)) | kept)
         return module.to(base.device)
 
 

@@ -224,7 +224,11 @@ class ViT(VisionModel):
         dropout: float | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> ViT:
-        """A classifier with a copy of the base's weights, and a score that says nothing yet."""
+        """A classifier with a copy of the base's weights, and a score that says nothing yet.
+
+        A base that is a classifier keeps its score if it pools alike and has the same labels in the same order.
+        """
+        before = base if isinstance(base, ViT) else None
         if image_size is not None and image_size != base.config.image_size:
             base = base.with_image_size(image_size)
         config = base.config
@@ -233,6 +237,12 @@ class ViT(VisionModel):
         module = ViT(replace(config, pooling=pooling or config.pooling), labels)
         weights = {name: value for name, value in base.state_dict().items() if not name.startswith("score.")}
         module.load_state_dict(weights, strict=False)
-        for parameter in module.score.parameters():
-            nn.init.zeros_(parameter)
+        goes_on = before is not None and (before.labels, before.config.pooling) == (
+            module.labels,
+            module.config.pooling,
+        )
+        for name, parameter in module.score.named_parameters():
+            parameter.data = (
+                before.score.get_parameter(name).detach().clone() if goes_on else torch.zeros_like(parameter)
+            )
         return module.to(base.device)
