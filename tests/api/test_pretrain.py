@@ -140,3 +140,19 @@ def test_the_card_does_not_tell_where_its_owner_keeps_files(tiny_run: Path) -> N
     card = (tiny_run / "model" / "README.md").read_text("utf-8")
     assert [line for line in card.splitlines() if str(tiny_run.parent) in line] == []
     assert Path(read_recipe(tiny_run / "recipe.yaml").data.path[0]).name in card
+
+
+@pytest.mark.slow
+def test_neither_samples_nor_depth_add_to_what_is_compiled(tmp_path: Path, tiny_recipe: Any) -> None:
+    """Past a number of variants PyTorch runs blocks uncompiled; the states of a sample's cache were variants."""
+
+    def graphs(*overrides: str) -> int:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        given = "train.compile=true", "train.steps=1", "objective.document_weight=1"
+        bedplate.pretrain(tiny_recipe(tmp_path / f"run-{len(overrides)}", *given, *overrides))
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    few = graphs("evaluate.prompts=[]", "model.num_hidden_layers=2")
+    assert few
+    assert graphs("evaluate.prompts=[One, Another one]", "evaluate.sample_tokens=4", "model.num_hidden_layers=3") == few

@@ -64,7 +64,10 @@ class Context:
         return cos, sin
 
     def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
-        """(boolean mask or None, is_causal) for layers with this window; each mask is made once and shared."""
+        """(boolean mask or None, is_causal) for layers with this window; each mask is made once and shared.
+
+        The trunk asks before its blocks do: a compiled block that makes a mask is another than one that finds it.
+        """
         if window is not None and self.length <= window + 1:
             window = None  # positions of a document are consecutive: nothing is out of reach
         if window is None and (self.is_causal or self.unmasked):
@@ -143,18 +146,20 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if is_causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    return _WrittenOut.apply(q * q.shape[-1] ** -0.5, k, v, mask, dropout)
+    # Added, for to fill by a boolean mask takes twice as long or more. Finite, for padding may see nothing.
+    bias = None if mask is None else (mask.bfloat16() - 1) * torch.finfo(torch.bfloat16).max
+    return _WrittenOut.apply(q * q.shape[-1] ** -0.5, k, v, bias, dropout)
 
 
 class _WrittenOut(torch.autograd.Function):
     """softmax(q k^T) v in batched products, `q` scaled before; autograd would keep the scores and turn k's gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
         with torch.autocast("cpu", enabled=False):  # it would take the softmax in fp32
             scores = torch.matmul(q, k.transpose(2, 3))
-            if mask is not None:
-                scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)  # finite: padding may see nothing
+            if bias is not None:
+                scores += bias
             weights = torch.softmax(scores, -1)
             kept = F.dropout(torch.ones_like(weights), dropout) if dropout else None
             ctx.save_for_backward(q, k, v, weights, kept)

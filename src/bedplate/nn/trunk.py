@@ -31,10 +31,13 @@ class Trunk(nn.Module):
         """
         tables, local_tables = (r.tables(span.pos) if r else None for r in (self.rotary, self.local_rotary))
         ctx = Context.of(span, cache, tables, local_tables)
+        last = ctx if at is None else ctx.last(at)
+        contexts = [ctx] * (len(self.blocks) - 1) + [last]
+        for block, context in zip(self.blocks, contexts, strict=True):
+            context.mask(block.attn.window)
         x = span.x
-        for block in self.blocks[:-1]:
-            x = block(x, ctx)
-        x = self.blocks[-1](x, ctx if at is None else ctx.last(at))
+        for block, context in zip(self.blocks, contexts, strict=True):
+            x = block(x, context)
         return self.norm(x)
 
     def make_cache(self, batch_size: int, capacity: int) -> Cache:

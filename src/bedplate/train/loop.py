@@ -257,7 +257,8 @@ class Trainer:
             self._tick()
         with self._averaged(), self.hardware.autocast(), torch.no_grad():
             metrics = self.shared.run(self.task.evaluate, self.watchdog.beating(self.data.val()))
-            samples = self.shared.run(partial(self.task.samples, seed=self.recipe.seed))
+            with torch.compiler.set_stance("force_eager"):  # a cache grows: each of its states would be compiled
+                samples = self.shared.run(partial(self.task.samples, seed=self.recipe.seed))
         metrics = self.ranks.same(metrics)  # to the last bit: from it follows whether all of them save, or stop
         row: dict[str, Any] = {"step": self.step}
         for name, metric in metrics.items():

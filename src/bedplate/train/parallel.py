@@ -182,6 +182,9 @@ def wrap_block(block: nn.Module, recipe: LoopRecipe) -> None:
     if recipe.activation_checkpointing:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     if recipe.compile:
+        # All blocks share one function. A hybrid objective, windows and held-out passes make more of it than the eight
+        # that PyTorch allows before it gives up, and then runs uncompiled.
+        torch._dynamo.config.recompile_limit = 64
         block.compile()
 
 
