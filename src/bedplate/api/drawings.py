@@ -30,8 +30,8 @@ def evaluate_drawings(
     """Drawings of the names in `data`, judged by a CLIP; see `measure.drawings.measure_drawings`.
 
     Args:
-        column: of the pictures (default: guessed).
-        label: of the names (default: guessed).
+        column: of the names (default: guessed).
+        label: none: names stand in `column`, as a CLIP's texts do.
         judge: the CLIP: a model directory or zoo:NAME.
         options: names and each of `measure_drawings`, and those of `DrawModel.draw`.
 
@@ -43,7 +43,9 @@ def evaluate_drawings(
     known = {"names", "each", "guidance", "temperature", "top_k"}
     if name := next((name for name in options if name not in known), None):
         raise InputError(f"{name} is no option of drawings; they have {', '.join(sorted(known))}")
-    pairs = read_pairs(list(data), column, label)
+    if label is not None:
+        raise InputError(f"label={label!r} is of labelled pictures; give the column of the drawings' names as column")
+    pairs = read_pairs(list(data), text=column)
     return measure_drawings(model, pairs, judge_of(judge), **options)
 
 

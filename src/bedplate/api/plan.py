@@ -20,7 +20,8 @@ from bedplate.models.bert import LanguageModel, language_model
 from bedplate.models.gpt import GPTConfig
 from bedplate.nn.presets import ENCODERS, PRESETS
 from bedplate.nn.rotary import RopeConfig
-from bedplate.recipe import Recipe, read_recipe
+from bedplate.recipe import PICTURES, Recipe, read_recipe, task_of
+from bedplate.recipe.multimodal import RECIPES
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
 from bedplate.train.accelerators import Accelerator, find_accelerator, nearest_anchor
@@ -33,6 +34,7 @@ GPU_USABLE = 0.9  # assumed: the rest is for CUDA's context, the libraries' work
 CPU_USABLE = 0.45  # glibc keeps freed blocks: processes grew to 1.1 to 2.2 times the plan (benchmarks/plan_check.py)
 HOUR = 3600.0
 BUSY = 0.5  # load average of a machine on which somebody else works
+PLANS = "plans are of language models; a run on pictures says its parameters as it begins"
 SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 
 
@@ -121,6 +123,8 @@ def plan(
     Raises:
         InputError: the recipe is wrong, or the GPUs cannot share it.
     """
+    if (task := task_of(recipe, overrides)) in PICTURES or task in RECIPES:
+        raise InputError(PLANS)
     resolved = read_recipe(recipe, overrides)
     _check_options(gpus, efficiency, price, pue)
     target, given, train = _target(resolved, gpu), resolved.tokenizer.path, resolved.train

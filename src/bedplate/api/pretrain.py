@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.multimodal import run_multimodal
-from bedplate.api.plan import check_metric, gpt_config, plan
+from bedplate.api.plan import PLANS, check_metric, gpt_config, plan
 from bedplate.api.record import write_report
 from bedplate.api.run import Run
 from bedplate.api.tokenizer import train_on_text
@@ -65,7 +65,7 @@ def pretrain(
     task = task_of(recipe, overrides)
     if task in PICTURES or task in RECIPES:
         if dry_run:
-            raise InputError("plans are of language models; a run on pictures says its parameters as it begins")
+            raise InputError(PLANS)
         runs = run_vision if task in PICTURES else run_multimodal
         return runs(recipe, overrides, resume=resume, verb="pretrain")
     resolved = read_recipe(recipe, overrides)  # type: ignore[arg-type]  # pictures are done with

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bedplate.cli.output import Json, print_json
+from bedplate.cli.output import Json, is_main, print_json
 from bedplate.cli.pretrain import print_result
 
 
@@ -24,6 +24,8 @@ def command(
     from bedplate.api.finetune import finetune
 
     result = finetune(recipe, *(overrides or ()), resume=resume)
+    if not is_main():
+        return
     if json:
         print_json(result)
         return
