@@ -254,6 +254,36 @@ def test_a_detector_from_a_base_reads_pictures_as_it_is_scored(scenes: Path, pre
     assert isinstance(model, ImageModel) and model.processor.fit == "letterbox"  # the base's pictures are stretched
 
 
+def test_a_detector_is_not_trained_for_a_test_that_cannot_score_it(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    bare, both = tmp_path / "bare", tmp_path / "both"
+    shutil.copytree(scenes / "val", bare)
+    values = json.loads((bare / "annotations.json").read_text())
+    (bare / "annotations.json").write_text(json.dumps({**values, "annotations": []}))
+    shutil.copytree(scenes / "val", both)
+    part = json.loads((both / "annotations.json").read_text())
+    kept = [row for row in part["images"] if row["id"] < 4]
+    boxes = [row for row in part["annotations"] if row["image_id"] < 4]
+    (both / "annotations.json").write_text(json.dumps({**part, "images": kept, "annotations": boxes}))
+    recipe = _recipe("detect", tmp_path / "run", scenes / "train", data={"val_path": str(scenes / "val")})
+    recipe |= {"model": {"image_size": [48, 64], "patch_size": 8, "hidden_size": 24}, "augment": {}}
+    with pytest.raises(InputError, match="none of the 24 pictures to score once, at the end holds a box"):
+        bedplate.pretrain(recipe, f"data.test_path={bare}")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match=r"every picture in data\.val_path is also one that is scored"):
+        bedplate.pretrain(recipe, f"data.test_path={scenes / 'val'}")
+    result = bedplate.pretrain(recipe, f"data.test_path={both}", "train.steps=1", "train.batch_size=4")
+    assert result["data"]["val"] == 20 and result["data"]["test"] == 4
+    assert result["test"]["map_50"]["n"] == 4 and "test map_50" in (tmp_path / "run/model/README.md").read_text("utf-8")
+
+
+def test_dropout_is_the_recipes_where_a_base_goes_on(pretrained: Path, pictures: Path, tmp_path: Path) -> None:
+    recipe = _recipe("mae", tmp_path / "run", pictures / "train", base=str(pretrained))
+    del recipe["model"]
+    bedplate.pretrain(recipe, "train.steps=1", "model.dropout=0.1", "augment.flip=false")
+    assert bedplate.load(tmp_path / "run").config.encoder.trunk.dropout == 0.1
+
+
 def test_an_autoencoders_decoder_has_what_its_encoder_has(pictures: Path, tmp_path: Path) -> None:
     decoder = {"hidden_size": 16, "num_attention_heads": 2}
     recipe = _recipe("mae", tmp_path / "run", pictures / "train", decoder=decoder, model={"dropout": 0.1})
@@ -285,6 +315,8 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("label 'teal' is not among", bedplate.pretrain, f"data.test_path={_odd(tmp_path)}")
     refused("augment.scale is not for task: classify_images", bedplate.pretrain, "augment.scale=[0.5, 1]")
     refused("fit=cover is not for task: detect", bedplate.pretrain, "task=detect", "data.fit=cover")
+    refused("objective.mask_ratio is not for task", bedplate.pretrain, "objective.mask_ratio=0.5")
+    refused("data.label is not for task: detect", bedplate.pretrain, "task=detect", "data.label=name")
     with pytest.raises(InputError, match="ImageModel writes no texts"):
         bedplate.generate(bedplate.load(pretrained), "a text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is for models of images"):

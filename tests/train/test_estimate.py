@@ -211,6 +211,7 @@ def test_shards_divide_what_lasts_and_tensor_ranks_divide_matrices() -> None:
             "model.num_attention_heads=4 is not a multiple of parallel.tensor=3",
         ),
         ("parallel.tensor=4 model.num_key_value_heads=2", 4, "model.num_key_value_heads=2 is not a multiple"),
+        ("objective.masked_share=0.25", 2, "objective.masked_share=0.25 of the 2 rows that a rank takes at one time"),
     ],
 )
 def test_what_ranks_cannot_share(overrides: str, gpus: int, message: str) -> None:

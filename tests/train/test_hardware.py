@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from bedplate.data import cores as quota
 from bedplate.errors import InputError
 from bedplate.recipe.schema import TrainRecipe
 from bedplate.train import hardware as room
@@ -69,9 +70,9 @@ def test_the_quota_of_a_container_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str, cores: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(limit + "\n")
-    monkeypatch.setattr(room, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(quota, "CPU_MAX", tmp_path / "cpu.max")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert room.available_cores() == cores
+    assert quota.available_cores() == cores
 
 
 @pytest.mark.parametrize(

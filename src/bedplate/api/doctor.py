@@ -116,7 +116,8 @@ def _cpu_name() -> str:
 def _hardware() -> list[Check]:
     import torch
 
-    from bedplate.train.hardware import available_cores, choose_device, multiplies_bf16
+    from bedplate.data.cores import available_cores
+    from bedplate.train.hardware import choose_device, multiplies_bf16
 
     device = choose_device("auto")
     precision = "bf16 in hardware" if multiplies_bf16(device) else "fp32 (no bf16 in hardware)"

@@ -50,14 +50,18 @@ class ChatRun(FinetuneRun):
     def trainer(self, log: RunLog) -> Trainer:
         batch_size = self.recipe.train.batch_size
         loader = PackedLoader(self.examples["train"], self.length, batch_size, self.recipe.seed)
-        val = PackedEvalLoader(self.examples["val"], self.length, batch_size) if "val" in self.examples else None
+        rows = self.recipe.train.micro_batch_size or batch_size  # what fits in training fits in evaluation
+        val = PackedEvalLoader(self.examples["val"], self.length, rows) if "val" in self.examples else None
         data = Data(
             partial(prefetch, loader, pin=self.hardware.device.type == "cuda"), None if val is None else val.__iter__
         )
         return self.make_trainer(self.task, data, loader.steps_per_epoch, log)
 
     def best_metric(self) -> tuple[str, str]:
-        return self.recipe.evaluate.metric or "bits_per_byte", "min"
+        metric = self.recipe.evaluate.metric or "bits_per_byte"
+        if metric not in (measured := ("bits_per_byte", "loss")):
+            raise InputError(f"evaluate.metric={metric!r} is not measured; choose one of {', '.join(measured)}")
+        return metric, "min"
 
     def facts(self) -> list[dict[str, Any]]:
         return [{"fingerprint": self.fingerprint(), **self.base_facts(), **self.found}]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
+from bedplate.data.cores import available_cores
 from bedplate.data.image_refs import Pictures
 from bedplate.data.loader import Loader, prefetch
 from bedplate.data.pixel_store import PixelStore
@@ -22,7 +23,6 @@ from bedplate.hub.processor import ImageProcessor
 from bedplate.recipe.pictures import PictureRecipe
 from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks import Task
-from bedplate.train.hardware import available_cores
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 

@@ -37,6 +37,7 @@ from bedplate.recipe.pictures import PictureRecipe
 from bedplate.recipe.schema import ParallelRecipe
 from bedplate.tasks.language import Language
 from bedplate.tasks.masked import Masked
+from bedplate.train.estimate import check_masked_rows
 from bedplate.train.log import RunLog
 from bedplate.train.loop import Data, Trainer
 
@@ -126,6 +127,8 @@ class Pretraining(Run[Recipe]):
         recipe, train = self.recipe, self.recipe.train
         streams = [data.train for data in self.data]
         shares = self.ranks.data_rank, self.ranks.data_size
+        own = train.batch_size // self.ranks.data_size
+        check_masked_rows(recipe.objective.masked_share, min(train.micro_batch_size or own, own))
         loader: Loader = TextLoader(
             streams,
             recipe.data.weights,

@@ -19,7 +19,7 @@ from bedplate.data.image_files import LabelledImages, same_images
 from bedplate.errors import InputError
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
-from bedplate.tasks.detect import Detect
+from bedplate.tasks.detect import Detect, need_judge, of_all_classes
 from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
@@ -74,19 +74,22 @@ class DetectRun(VisionRun):
         }
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = train.split(data.val_fraction, self.recipe.seed)
+        for name, part in parts.items():  # now, not after hours of training
+            need_judge()
+            if not any((~crowd).any() for crowd in part.crowd):
+                raise InputError(f"none of the {len(part)} pictures {USES[name]} holds a box: add some that do")
+        if {"val", "test"} <= parts.keys():
+            parts["val"] = _without(parts["val"], parts["test"], "in data.val_path")
         whole = len(train)
         for part in parts.values():
-            same = same_images(_pictures_of(train), _pictures_of(part))
-            if len(same) == len(train):
-                raise InputError("every picture to train on is also one that is scored; give others")
-            train = train.select(np.setdiff1d(np.arange(len(train)), same))
+            train = _without(train, part)
         if len(train) < whole:
             log.say(f"{whole - len(train):,} pictures that are scored as well were removed from the training.")
         self.parts: dict[str, BoxedImages] = {"train": train, **parts}
         rows, size = self.recipe.train.batch_size, self.processor.size
         self.stores = {name: box_store(part, size, self.cache, self.workers) for name, part in self.parts.items()}
         self.loader = BoxLoader(train, size, rows, self.recipe.seed, self.stores["train"], *self.shares)
-        rows //= self.ranks.data_size
+        rows = min(self.recipe.train.micro_batch_size or rows, rows // self.ranks.data_size)
         self.loaders = {
             name: BoxEvalLoader(part, size, rows, self.stores[name], None, *self.shares) for name, part in parts.items()
         }
@@ -130,13 +133,14 @@ class DetectRun(VisionRun):
     def record(self) -> dict[str, Any]:
         record = super().record() | {"classes": self.classes}
         if self.scored.get("on") == "test":
-            record["test"] = {"metrics": self.scored["metrics"], "n": len(self.parts["test"])}
+            measured = self.scored["metrics"]
+            record["test"] = {"metrics": of_all_classes(measured), "detail": measured, "n": len(self.parts["test"])}
         elif self.scored:
             record["validation"] = self.scored["metrics"]
         return record
 
     def result(self) -> dict[str, Any]:
-        more = {"test": self.scored["metrics"]} if self.scored.get("on") == "test" else {}
+        more = {"test": of_all_classes(self.scored["metrics"])} if self.scored.get("on") == "test" else {}
         return super().result() | {"data": self.found} | more
 
     def write_report(self, record: dict[str, Any]) -> None:
@@ -164,6 +168,18 @@ class DetectRun(VisionRun):
             }
             for row, image, boxes in zip(rows, images, found, strict=True)
         ]
+
+
+def _without(part: BoxedImages, scored: BoxedImages, which: str = "to train on") -> BoxedImages:
+    """A part without the pictures that are scored in another; `which` names it in errors.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    same = same_images(_pictures_of(part), _pictures_of(scored))
+    if len(same) == len(part):
+        raise InputError(f"every picture {which} is also one that is scored in another part; give others")
+    return part.select(np.setdiff1d(np.arange(len(part)), same))
 
 
 def _pictures_of(part: BoxedImages) -> LabelledImages:

@@ -32,9 +32,10 @@ class MAERun(UnlabelledRun):
         encoder = self.make_encoder(log)
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
+        vision = replace(encoder.config, trunk=replace(encoder.config.trunk, dropout=recipe.model.dropout))
         self.timed("data", lambda: self.ranks.main_first(lambda: self.read(log)))
         inner = replace(  # all but its sizes is the encoder's, as the config file has it
-            encoder.config.trunk,
+            vision.trunk,
             hidden_size=decoder.hidden_size,
             num_hidden_layers=decoder.num_hidden_layers,
             num_attention_heads=decoder.num_attention_heads,
@@ -42,7 +43,7 @@ class MAERun(UnlabelledRun):
             head_dim=decoder.hidden_size // decoder.num_attention_heads,
             intermediate_size=4 * decoder.hidden_size,
         )
-        config = MAEConfig(encoder.config, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
+        config = MAEConfig(vision, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
         module = MAE(config)
         module.init_weights(recipe.seed)
         if recipe.base is not None:

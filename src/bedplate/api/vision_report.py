@@ -60,7 +60,7 @@ def write_detection_report(
     if record.get("validation"):
         page["validation"] = record["validation"]
     if record.get("test"):
-        page["test"] = record["test"]["metrics"]
+        page["test"] = record["test"]["detail"]
     write_page(out, detection_report(page))
 
 

@@ -63,7 +63,8 @@ class VisionRun(PictureRun[VisionRecipe]):
 
     def eval_loader(self, name: str, images: LabelledImages) -> ImageEvalLoader:
         """This rank's batches of a part's pictures, to be scored; few pictures are shared by all ranks, too."""
-        rows = min(SCORED_ROWS, -(-len(images) // self.ranks.data_size))
+        most = min(SCORED_ROWS, self.recipe.train.micro_batch_size or SCORED_ROWS)
+        rows = min(most, -(-len(images) // self.ranks.data_size))
         store = self.store(name, images, self.processor.size)
         return ImageEvalLoader(images, rows, store, None, *self.shares)
 

@@ -26,7 +26,8 @@ class SimCLRRun(UnlabelledRun):
         encoder = self.make_encoder(log)
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
-        shape = replace(encoder.config, pooling=recipe.model.pooling or encoder.config.pooling)
+        vision = replace(encoder.config, trunk=replace(encoder.config.trunk, dropout=recipe.model.dropout))
+        shape = replace(vision, pooling=recipe.model.pooling or vision.pooling)
         self.timed("data", lambda: self.read(log))
         config = SimCLRConfig(shape, recipe.objective.projection_dim, recipe.objective.temperature)
         module = SimCLR(config)

@@ -22,6 +22,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from bedplate.data.cores import available_cores
 from bedplate.data.image_files import hash_pictures
 from bedplate.data.image_refs import ImageRef, Pictures
 from bedplate.data.images import FITS, BadImage, fit, to_pixels
@@ -215,8 +216,7 @@ def _mapped(file: str) -> Pixels:
 def _checked(workers: int | None) -> int:
     inside = multiprocessing.parent_process() is not None
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return 1 if inside else cores
+        return 1 if inside else available_cores()
     if workers < 1:
         raise InputError(f"workers {workers} is not a number of processes: give 1 or more")
     if workers > 1 and inside:

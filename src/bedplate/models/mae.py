@@ -102,7 +102,7 @@ class MAE(nn.Module):
         """(sum over images of the mean squared error of their hidden patches, number of images); see `forward`."""
         masks = self.masks(pixels, noise)
         losses = self.losses(pixels, masks)
-        return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
+        return losses.sum(), torch.full((), float(len(losses)), device=losses.device)
 
     def losses(self, pixels: Tensor, masks: Masks) -> Tensor:
         """The mean squared error of each image's hidden patches `(B,)`, in fp32.

@@ -237,12 +237,9 @@ class ViT(VisionModel):
         module = ViT(replace(config, pooling=pooling or config.pooling), labels)
         weights = {name: value for name, value in base.state_dict().items() if not name.startswith("score.")}
         module.load_state_dict(weights, strict=False)
-        goes_on = before is not None and (before.labels, before.config.pooling) == (
-            module.labels,
-            module.config.pooling,
-        )
-        for name, parameter in module.score.named_parameters():
-            parameter.data = (
-                before.score.get_parameter(name).detach().clone() if goes_on else torch.zeros_like(parameter)
-            )
+        if before and (before.labels, before.config.pooling) == (module.labels, module.config.pooling):
+            module.score.load_state_dict(before.score.state_dict())
+        else:
+            for parameter in module.score.parameters():
+                nn.init.zeros_(parameter)
         return module.to(base.device)

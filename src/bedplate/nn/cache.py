@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 from bedplate.nn.mask import Keys
 from bedplate.nn.span import Span
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Within it, compiled modules run as they are written: for what a growing cache would compile again and again.
+
+    PyTorch compiles a function in so many variants and then no more, so that training would pay for a few samples.
+    """
+    # Without the compiler nothing is compiled, and to import it takes a second.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class Cache:

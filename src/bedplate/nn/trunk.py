@@ -33,8 +33,8 @@ class Trunk(nn.Module):
         ctx = Context.of(span, cache, tables, local_tables)
         last = ctx if at is None else ctx.last(at)
         contexts = [ctx] * (len(self.blocks) - 1) + [last]
-        for block, context in zip(self.blocks, contexts, strict=True):
-            context.mask(block.attn.window)
+        for layer, context in enumerate(contexts):
+            context.mask(self.config.windows[layer] if self.config.windows else None)
         x = span.x
         for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)

@@ -158,10 +158,10 @@ class VisionRecipe(PictureRecipe):
             if self.task != task and getattr(self, section) != type(getattr(self, section))():
                 raise ValueError(f"{section} is for task: {task}, not for {self.task}")
         ignored = {
-            "detect": (*OF_WHOLE_PICTURES, *OF_SIMCLR),
-            "mae": ("augment.scale", "data.test_path", *OF_SIMCLR),
-            "simclr": ("augment.scale", "data.test_path"),
-            "classify_images": ("augment.scale", *OF_SIMCLR),
+            "detect": (*OF_WHOLE_PICTURES, *OF_SIMCLR, *OF_MAE, "data.image", "data.label", "model.pooling"),
+            "mae": ("augment.scale", "data.test_path", "data.label", *OF_SIMCLR),
+            "simclr": ("augment.scale", "data.test_path", "data.label", *OF_MAE),
+            "classify_images": ("augment.scale", *OF_SIMCLR, *OF_MAE),
         }
         for key in ignored[self.task]:
             section, name = key.split(".")
@@ -190,6 +190,7 @@ OF_WHOLE_PICTURES = (
     *(f"augment.{name}" for name in ("hue", "grey", "shift", "crop_scale", "randaugment", "erasing")),
     "data.store",
 )
+OF_MAE = ("objective.mask_ratio", "objective.norm_pix_loss")
 OF_SIMCLR = ("objective.temperature", "objective.projection_dim")
 NETWORK = frozenset(VisionModelRecipe.model_fields) - {"preset", "image_size", "pooling", "dropout"}
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Batch = Mapping[str, Tensor]
+
+
+def row_count(rows: Tensor) -> Tensor:
+    """How many rows these are, a scalar beside them: filled there, for a copy to a GPU would wait until it is idle."""
+    return torch.full((), float(len(rows)), device=rows.device)
 
 
 class Task(Protocol):

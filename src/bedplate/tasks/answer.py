@@ -23,6 +23,7 @@ from bedplate.metrics.intervals import ratio_interval
 from bedplate.metrics.proportion import proportion
 from bedplate.metrics.rouge import rouge
 from bedplate.models.reader import Reader, answered
+from bedplate.nn.cache import uncompiled
 from bedplate.nn.heads import IGNORE
 from bedplate.tasks import Batch
 from bedplate.tasks.pixels import normalize
@@ -214,7 +215,8 @@ def written(
         shown, counts = torch.unique_consecutive(torch.tensor(here), return_counts=True)
         pictures = module.seen(pixels[shown.to(pixels.device)])
         seen = pictures.repeated(counts.to(pixels.device), module.config.picture)
-        texts = module.generate(seen, part, max_new_tokens=max_new_tokens, stop_ids={end}, **options)
+        with uncompiled():
+            texts = module.generate(seen, part, max_new_tokens=max_new_tokens, stop_ids={end}, **options)
         scores = [0.0] * len(texts)
         if scored:
             limits = [min(max_new_tokens, module.config.context - len(prompt)) for prompt in part]

@@ -15,7 +15,7 @@ from bedplate.data.examples import SortedEvalLoader, encode_rows
 from bedplate.metrics.classification import accuracy, macro_f1
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.classifier import Classifier
-from bedplate.tasks import Batch
+from bedplate.tasks import Batch, row_count
 
 
 class Classify:
@@ -33,7 +33,7 @@ class Classify:
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         logits = self.module(batch["ids"], batch["lengths"])
         total = F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
-        return {"loss": (total, torch.tensor(float(len(logits)), device=logits.device))}
+        return {"loss": (total, row_count(logits))}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Accuracy, macro-averaged F1 and nats a text (`loss`), with intervals over texts."""

@@ -14,7 +14,7 @@ from bedplate.metrics.calibration import expected_calibration_error
 from bedplate.metrics.classification import accuracy, macro_f1
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.vit import ViT
-from bedplate.tasks import Batch
+from bedplate.tasks import Batch, row_count
 from bedplate.tasks.pixels import normalize
 
 
@@ -66,7 +66,7 @@ class ClassifyImages:
             pixels, targets = self.augment.mix(self.augment(pixels, self.module.config.image_size), labels, classes)
         logits = self.module(normalize(pixels, self.mean, self.std)).float()
         total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
-        return {"loss": (total, torch.tensor(float(len(logits)), device=logits.device))}
+        return {"loss": (total, row_count(logits))}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """Accuracy, macro-averaged F1, expected calibration error and nats a picture (`loss`), with intervals."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.metrics.retrieval import retrieval
 from bedplate.models.clip import Clip
-from bedplate.tasks import Batch
+from bedplate.tasks import Batch, row_count
 from bedplate.tasks.pixels import normalize
 
 Objective = Literal["infonce", "siglip"]
@@ -78,7 +78,7 @@ class Contrast:
             return self._pulled(batch)
         images, texts = self._features(self._seen(batch["pixels"]), batch["ids"])
         total = self._nats(images, texts, batch).sum()
-        return {"loss": (total, torch.tensor(float(len(images)), device=total.device))}
+        return {"loss": (total, row_count(images))}
 
     def micro_batches(self, batch: Batch, rows: int) -> list[Batch]:
         """The batch in parts of `rows` rows, each with what pulls its features where the whole batch wants them.
@@ -117,7 +117,7 @@ class Contrast:
         for scale, pull in zip(self._scales, batch[f"{PULLED}_scales"], strict=True):
             work = work + scale * pull
         total = work + (batch["nats"].sum() - work).detach()
-        return {"loss": (total, torch.tensor(float(len(images)), device=total.device))}
+        return {"loss": (total, row_count(images))}
 
     def _seen(self, pixels: Tensor) -> Tensor:
         """What the network reads of stored pixels."""
@@ -158,7 +158,7 @@ class Contrast:
             device = self.module.device
             pair = (images[part].to(device), texts[part].to(device))
             nats.append(contrastive_nats(self.module, *pair, *pair, positive.to(device), self.objective))
-        each = torch.cat(nats).double().cpu().numpy()
+        each = torch.cat(nats).cpu().double().numpy()
         found = retrieval(
             images.numpy(), texts.numpy(), group.numpy(), group.numpy(), (1,), (text.numpy(), text.numpy())
         )

@@ -30,6 +30,25 @@ class Augment(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
+def of_all_classes(measured: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What `Detect.report` measured, without what is of single classes."""
+    return {name: value for name, value in measured.items() if name not in ("per_class", "curves")}
+
+
+def need_judge() -> None:
+    """Make sure that what judges detections is there.
+
+    Raises:
+        InputError: pycocotools is not installed.
+    """
+    from bedplate.metrics.detection import need_pycocotools
+
+    try:
+        need_pycocotools()
+    except ImportError as error:
+        raise InputError(str(error)) from error
+
+
 class Detect:
     """Boxes and their classes in each picture, by a dense head or by queries.
 
@@ -67,7 +86,7 @@ class Detect:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
         """The metrics of COCO ("map", "map_50", ...) and the `loss`, with intervals over pictures."""
-        return {name: value for name, value in self.report(batches).items() if name not in ("per_class", "curves")}
+        return of_all_classes(self.report(batches))
 
     def report(self, batches: Iterable[Batch]) -> dict[str, Any]:
         """What `evaluate` measures, and "per_class" and "curves" as `metrics.detection.detection_metrics` has them.
@@ -75,12 +94,9 @@ class Detect:
         Raises:
             InputError: no picture holds a box, or pycocotools is not installed.
         """
-        from bedplate.metrics.detection import detection_metrics, need_pycocotools
+        from bedplate.metrics.detection import detection_metrics
 
-        try:
-            need_pycocotools()
-        except ImportError as error:
-            raise InputError(str(error)) from error
+        need_judge()
         truth, found, losses, weights = self.judged(batches)
         if not any((~row["crowd"]).any() for row in truth):
             raise InputError(f"none of the {len(truth)} held-out pictures holds a box: add some that do, to score by")

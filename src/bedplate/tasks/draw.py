@@ -48,8 +48,8 @@ class Draw:
         rows = []
         for batch in batches:
             ids, codes = batch["ids"].to(device), batch["codes"].to(device)
-            nats = [module.nats(text, codes).double().cpu() for text in (ids, module.without_text(ids))]
-            rows.append(torch.stack([batch["index"].double().cpu(), *nats], 1))
+            nats = [module.nats(text, codes).cpu().double() for text in (ids, module.without_text(ids))]
+            rows.append(torch.stack([batch["index"].cpu().double(), *nats], 1))
         module.train(was_training)
         table = torch.cat(self.collect(rows)).numpy()
         table = table[np.unique(table[:, 0], return_index=True)[1]]

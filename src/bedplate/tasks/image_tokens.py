@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.image_tokenizer import ImageTokenizer
-from bedplate.tasks import Batch
+from bedplate.tasks import Batch, row_count
 from bedplate.tasks.pixels import normalize
 
 SCALES = 3  # at which edges are compared, each half of the one before
@@ -56,7 +56,7 @@ class ImageTokens:
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         pixels = self.augment(batch["pixels"]) if self.augment else batch["pixels"]
         losses = self._losses(normalize(pixels, self.mean, self.std))[0]
-        return {"loss": (losses.sum(), torch.tensor(float(len(losses)), device=losses.device))}
+        return {"loss": (losses.sum(), row_count(losses))}
 
     def _losses(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(loss of each picture, what it became)."""
@@ -81,7 +81,7 @@ class ImageTokens:
             losses, rebuilt = self._losses(values)
             scores = [batch["index"].to(device), losses, psnr(pixels, self.seen(rebuilt))]
             codes = module.encode(values).flatten(1)
-            rows.append(torch.cat([torch.stack([each.double() for each in scores], 1), codes.double()], 1).cpu())
+            rows.append(torch.cat([torch.stack([each.cpu().double() for each in scores], 1), codes.cpu().double()], 1))
         module.train(was_training)
         table = torch.cat(self.collect(rows)).numpy()
         table = table[np.unique(table[:, 0], return_index=True)[1]]

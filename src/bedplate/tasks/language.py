@@ -85,9 +85,8 @@ class Language:
         ):
             if names[0] in batch:
                 assert self._token_statistics is not None
-                nats, documents = loss(
-                    *(batch[name].flatten(0, 1) for name in names), *self._token_statistics.to(ids.device)
-                )
+                self._token_statistics = self._token_statistics.to(ids.device)  # once
+                nats, documents = loss(*(batch[name].flatten(0, 1) for name in names), *self._token_statistics)
                 total = total + weight * nats / documents.clamp(min=1) * count  # a mean beside a mean
         return {"loss": (total, count), **parts}
 
@@ -144,7 +143,8 @@ class Language:
         """(nats, counted tokens, nats of text tokens, bytes of text) `(4,)` of one row: only its logits are held."""
         losses = cross_entropy_by_token(self.module.head(hidden), targets)
         counted = targets >= 0
-        lengths = self._byte_lengths.to(targets.device)[targets.clamp(min=0)] * counted
+        self._byte_lengths = self._byte_lengths.to(targets.device)  # once
+        lengths = self._byte_lengths[targets.clamp(min=0)] * counted
         return torch.stack([losses.sum(), counted.sum(), (losses * (lengths > 0)).sum(), lengths.sum()])
 
     def samples(self, seed: int) -> list[dict[str, str]]:

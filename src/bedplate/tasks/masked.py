@@ -83,7 +83,8 @@ class Masked:
     def _score(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(nats, hits, hidden tokens, their bytes) `(4,)` of one row: only its logits are held."""
         logits, counted = self.module.predictions(hidden), targets >= 0
-        lengths = self._byte_lengths.to(targets.device)[targets.clamp(min=0)] * counted
+        self._byte_lengths = self._byte_lengths.to(targets.device)  # once
+        lengths = self._byte_lengths[targets.clamp(min=0)] * counted
         nats, hits = cross_entropy_by_token(logits, targets), logits.argmax(-1) == targets
         return torch.stack([nats.sum(), hits.sum(), counted.sum(), lengths.sum()])
 

@@ -56,7 +56,7 @@ class Reconstruct:
             pixels = self._normalised(batch["pixels"].to(device))
             noise = torch.stack([self._noise(1, seed)[0] for seed in batch["index"].tolist()]).to(device)
             losses = module.losses(pixels, module.masks(pixels, noise))
-            rows.append(torch.stack([batch["index"].double().cpu(), losses.double().cpu()], 1))
+            rows.append(torch.stack([batch["index"].cpu().double(), losses.cpu().double()], 1))
         module.train(was_training)
         table = torch.cat(self.collect(rows)).numpy()
         losses_by_image = table[np.unique(table[:, 0], return_index=True)[1], 1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.simclr import SimCLR
-from bedplate.tasks import Batch
+from bedplate.tasks import Batch, row_count
 from bedplate.tasks.classify_images import Augment
 from bedplate.tasks.pixels import normalize
 
@@ -31,7 +31,7 @@ class TellViews:
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         losses, _ = self._losses(batch["pixels"])
-        return {"loss": (losses.sum(), torch.tensor(float(len(losses)), device=losses.device))}
+        return {"loss": (losses.sum(), row_count(losses))}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
@@ -49,7 +49,7 @@ class TellViews:
                 if len(batch["pixels"]) < 2:  # the last, which has no other picture to be told from
                     continue
                 torch.manual_seed(number)
-                rows.append(torch.stack([part.double().cpu() for part in self._losses(batch["pixels"].to(device))], 1))
+                rows.append(torch.stack([part.cpu().double() for part in self._losses(batch["pixels"].to(device))], 1))
         module.train(was_training)
         losses, right = torch.cat(rows).numpy().T
         ones = losses * 0 + 1

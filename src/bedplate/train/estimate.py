@@ -71,7 +71,22 @@ class Layout:
                 f"take a multiple of {each}"
             )
         rows = train.batch_size // ranks
+        if isinstance(recipe, Recipe):
+            check_masked_rows(recipe.objective.masked_share, micro or rows)
         return Layout(gpus, shard, tensor, rows, micro or rows)
+
+
+def check_masked_rows(share: float, rows: int) -> None:
+    """Refuse a share of masked rows that is no whole number of those that a rank takes at one time.
+
+    Raises:
+        InputError: it is none: rounded, it might be none of them, or all.
+    """
+    if abs(share * rows - round(share * rows)) > 1e-6:
+        raise InputError(
+            f"objective.masked_share={share} of the {rows} rows that a rank takes at one time is no whole number of "
+            "rows; change it, train.batch_size, train.micro_batch_size or the number of ranks"
+        )
 
 
 def block_bytes(c: TrunkConfig, train: TrainRecipe, low: int, *, isolate: bool, on_gpu: bool, tensor: int = 1) -> int:

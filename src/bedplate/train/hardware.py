@@ -8,15 +8,14 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from bedplate.data.cores import available_cores
 from bedplate.errors import InputError
 from bedplate.recipe.schema import LoopRecipe
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use: those of its affinity, and no more than its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = CPU_MAX.read_text("utf-8").strip().partition(" ") if CPU_MAX.is_file() else ("max", "", "")
-    return min(cores, max(1, int(quota) // int(period))) if quota.isdigit() else cores
 
 
 def matmul_ceiling(hardware: Hardware, largest: int = 8192, seconds: float = 0.03, repeats: int = 3) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.errors import InputError, Interrupted
+from bedplate.nn.cache import uncompiled
 from bedplate.recipe.schema import ParallelRecipe, RunRecipe
 from bedplate.tasks import Batch, Task
 from bedplate.train.checkpoint import Checkpoint, Checkpoints
@@ -118,7 +119,7 @@ class Trainer:
             finally:
                 self._wait()
             self._load_best()
-        with self._averaged():
+        with self._averaged(), uncompiled():  # what is measured once is not worth compiling
             self._measure()
             with self.shared.whole(self.module):
                 self.ranks.on_main(self.save_model)
@@ -140,6 +141,7 @@ class Trainer:
                 self._evaluate()
                 last = last or self._is_over()
             if self.step % recipe.checkpoint.every == 0 or last:
+                self._settle()
                 self._save()
             self.log.advance(self.step, None)
             self.watchdog.beat()
@@ -232,9 +234,13 @@ class Trainer:
         now = time.perf_counter()
         self._seconds, self._started = self._seconds + now - self._started, now
 
-    def _log_step(self) -> None:
-        self._read_losses()  # a GPU still works on the steps that were launched: waiting for them is training too
+    def _settle(self) -> None:
+        """Wait for the steps that were launched, on which a GPU may still work: that is training, too."""
+        self._read_losses()
         self._tick()
+
+    def _log_step(self) -> None:
+        self._settle()
         row = {
             "step": self.step,
             "loss": sum(self._losses) / len(self._losses),
@@ -253,11 +259,10 @@ class Trainer:
         if self.data.val is None:
             return
         if self.step:
-            self._read_losses()  # nothing is measured or drawn with weights that a bad loss has spoilt
-            self._tick()
+            self._settle()  # nothing is measured or drawn with weights that a bad loss has spoilt
         with self._averaged(), self.hardware.autocast(), torch.no_grad():
             metrics = self.shared.run(self.task.evaluate, self.watchdog.beating(self.data.val()))
-            with torch.compiler.set_stance("force_eager"):  # a cache grows: each of its states would be compiled
+            with uncompiled():
                 samples = self.shared.run(partial(self.task.samples, seed=self.recipe.seed))
         metrics = self.ranks.same(metrics)  # to the last bit: from it follows whether all of them save, or stop
         row: dict[str, Any] = {"step": self.step}
@@ -274,6 +279,7 @@ class Trainer:
         if self.step and math.isfinite(value) and (self.best is None or self._is_better(value, loss)):
             self.best = {"metric": self.metric, "value": value, "loss": loss, "step": self.step}
             self._save()
+        self._started = time.perf_counter()
 
     def _measure(self) -> None:
         if self.measure is None:
