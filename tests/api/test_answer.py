@@ -227,6 +227,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(data: Path, tmp_path: Path) -> No
         ({"base": "zoo:x"}, "base=zoo:x brings its own network; leave model.vision.hidden_size out, or base"),
         ({"model": {"freeze_vision": True}}, "freeze_vision keeps what a base has learnt; give vision_base or base"),
         ({"augment": {"flip": "left"}}, "augment.flip"),
+        ({"parallel": {"shard": 2}}, "parallel.shard=2: each rank holds the whole of a reader"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(

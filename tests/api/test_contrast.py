@@ -224,3 +224,17 @@ def test_a_wrong_recipe_is_told_by_its_key(make: Make, tmp_path: Path, sections:
     with pytest.raises(InputError, match=message):
         bedplate.pretrain(make(tmp_path / "no", **sections))
     assert not (tmp_path / "no").exists()
+
+
+def test_what_is_scored_at_the_end_does_not_choose_the_epoch(make: Make, tmp_path: Path, pairs: Path) -> None:
+    files = [file for file in sorted(pairs.glob("*.png")) if file.stem not in ("20", "21")]
+    tables = {}
+    for name, part in (("train", files[:20]), ("val", files[20:32]), ("test", files[26:40])):
+        tables[name] = tmp_path / f"{name}.csv"
+        with tables[name].open("w", newline="") as file:
+            rows = [(str(each), each.with_suffix(".txt").read_text().split("\n")[0]) for each in part]
+            csv.writer(file).writerows([("file", "text"), *rows])
+    data = {"path": str(tables["train"]), "val_path": str(tables["val"]), "test_path": str(tables["test"])}
+    recipe = make(tmp_path / "run", data=data, train={"steps": 2}, evaluate={"every": 2})
+    result = bedplate.pretrain(recipe)
+    assert result["data"]["val"] == 6 and result["data"]["test"] == 14

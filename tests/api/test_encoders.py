@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import bedplate
 from bedplate.api.evaluate import evaluate
 from bedplate.api.finetune import finetune
 from bedplate.api.info import info
@@ -119,3 +120,10 @@ def test_a_plan_of_an_encoder(tiny_recipe: Any, tmp_path: Path) -> None:
 def test_bad_recipes(overrides: list[str], message: str, tiny_recipe: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
         pretrain(tiny_recipe(tmp_path / "x", *overrides))
+
+
+def test_encoders_are_compared_by_transfer(encoder: Path, labelled: Path, tmp_path: Path) -> None:
+    settings = {"train": {"epochs": 1, "precision": "fp32", "threads": 1}}
+    result = bedplate.transfer(labelled, encoder, labels=[40], seeds=1, out=tmp_path / "out", settings=settings)
+    assert {row["arm"] for row in result["rows"]} >= {"pretrained", "scratch"}
+    assert load(tmp_path / "out" / "model").predict("a text of the garden")[0]["label"] in ("place", "time")

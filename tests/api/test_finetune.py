@@ -323,3 +323,44 @@ def test_a_report_never_shows_the_scores_of_an_earlier_model(tmp_path: Path, tin
     assert "Confusion matrix" not in page.read_text("utf-8")
     bedplate.finetune(longer, resume=True)
     assert "Confusion matrix" in page.read_text("utf-8")
+
+
+def test_a_classifier_reads_afterwards_as_it_was_taught(tmp_path: Path, tiny_finetune: Any, halves: Any) -> None:
+    train, test = halves
+    options = f"data.path={train}", f"data.test_path={test}", "data.max_tokens=9", "train.sequence_length=6", *SHORT
+    result = bedplate.finetune(tiny_finetune(tmp_path / "run", *options))
+    config = json.loads((tmp_path / "run" / "model" / "tokenizer_config.json").read_text("utf-8"))
+    assert config["classify"] == {"sequence_length": 6, "max_tokens": 9}
+    measured = bedplate.evaluate(tmp_path / "run", test)
+    assert measured["sequence_length"] == 6 and measured["data"]["truncated"] == 40
+    assert measured["metrics"]["loss"] == pytest.approx(result["test"]["loss"], abs=1e-6)
+    model = bedplate.load(tmp_path / "run")
+    text = "the fox sees the bird in the garden and then nothing else is read of it"
+    ids = model.need_tokenizer().encode(text, add_special_tokens=False).ids
+    cut = model.need_tokenizer().decode(ids[:9])
+    assert model.predict(text)[0]["scores"] == pytest.approx(model.predict(cut)[0]["scores"])
+    again = bedplate.finetune(tiny_finetune(tmp_path / "again", f"base={tmp_path / 'run'}", *SHORT))
+    assert (
+        json.loads((Path(again["model"]) / "tokenizer_config.json").read_text("utf-8"))["classify"]["max_tokens"]
+        is None
+    )
+    config["classify"]["sequence_length"] = 10**6
+    (tmp_path / "run" / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="'classify' holds"):
+        bedplate.evaluate(tmp_path / "run", test)
+
+
+def test_options_that_nothing_reads_are_refused(tiny_classified: Path, tiny_model: Path, labelled: Path) -> None:
+    for model, options in (
+        (tiny_classified, {"sequence_lenght": 8}),
+        (tiny_model, {"num_beams": 2}),
+        (tiny_model, {"labels": "place,time", "sequence_length": 8}),
+    ):
+        with pytest.raises(InputError, match="is no option of measuring on"):
+            bedplate.evaluate(model, labelled, **options)
+    with pytest.raises(InputError, match="column is no option of measuring on a suite"):
+        bedplate.evaluate(tiny_model, suite=labelled.parent, column="text")
+    with pytest.raises(InputError, match="seed is no option of a classifier"):
+        bedplate.predict(tiny_classified, "a text", seed=1)
+    written = [bedplate.predict(tiny_model, "the fox", seed=seed, temperature=1.0) for seed in (3, 3)]
+    assert written[0] == written[1]

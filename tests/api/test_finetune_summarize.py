@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bedplate
-from bedplate.data.summaries import CUE, SummaryForm
+from bedplate.data.summaries import CUE, SummaryEncoder, SummaryForm
 from bedplate.errors import InputError, Interrupted
 from bedplate.recipe import FinetuneRecipe
 from bedplate.tasks.language import Language
@@ -259,3 +259,24 @@ def test_an_adapter_alone_is_trained(tmp_path: Path, summarize: Any, learnt: Pat
     base, adapted = bedplate.load(learnt), bedplate.load(result["adapter"])
     assert torch.equal(base.module.embed.weight, adapted.module.embed.weight)
     assert Path(result["model"], "model.safetensors").is_file()
+
+
+def test_a_base_without_an_end_learns_one_and_keeps_it(tmp_path: Path, summarize: Any, tiny_model: Path) -> None:
+    bare = tmp_path / "bare"
+    bedplate.load(tiny_model).save(bare)
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((bare / name).read_text("utf-8")) | {"eos_token_id": None}
+        (bare / name).write_text(json.dumps(values))
+    assert not bedplate.load(bare).special.eos
+    result = bedplate.finetune(summarize(tmp_path / "run", f"base={bare}", "train.epochs=1"))
+    model = bedplate.load(result["model"])
+    assert model.special.eos == bedplate.load(tiny_model).special.eos
+
+
+def test_windows_of_a_long_document_hold_all_of_it(learnt: Path) -> None:
+    model = bedplate.load(learnt)
+    encoder = SummaryEncoder(model.need_tokenizer(), CUE, model.special.eos[0])
+    document = " ".join(f"{letter} and {number}." for number in range(700) for letter in "abcd")
+    windows = encoder.windows(document, 24)
+    text = " ".join(model.need_tokenizer().decode(ids).replace(CUE, "").strip() for ids in windows)
+    assert text == document and max(map(len, windows)) <= 24

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bedplate
-from bedplate.api.folders import only_one
+from bedplate.api.folders import cache_folder, only_one
 from bedplate.errors import InputError
 from bedplate.recipe import read_recipe
 from bedplate.train.checkpoint import Checkpoints
@@ -156,3 +156,23 @@ def test_neither_samples_nor_depth_add_to_what_is_compiled(tmp_path: Path, tiny_
     few = graphs("evaluate.prompts=[]", "model.num_hidden_layers=2")
     assert few
     assert graphs("evaluate.prompts=[One, Another one]", "evaluate.sample_tokens=4", "model.num_hidden_layers=3") == few
+
+
+def test_home_is_found_where_no_shell_has(tmp_path: Path, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tiny_recipe(Path("~/run"), "tokenizer.path=~/tok").out == tmp_path / "run"
+    assert tiny_recipe(Path("~/run"), "tokenizer.path=~/tok").tokenizer.path == tmp_path / "tok"
+
+
+def test_a_prepared_folder_is_measured_by_what_it_holds_out(tmp_path: Path, tiny_run: Path, corpus: Path) -> None:
+    prepared = bedplate.prepare(str(corpus), tokenizer=tiny_run / "tokenizer", cache=tmp_path, val_fraction=0.2)
+    measured = bedplate.evaluate(tiny_run, tmp_path / "text" / prepared["fingerprint"])
+    assert 0 < measured["tokens"] == prepared["val"]["tokens"] < prepared["train"]["tokens"]
+
+
+def test_a_cache_of_shards_elsewhere_leaves_other_caches_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEDPLATE_CACHE", "memory://shards")
+    assert cache_folder() == Path("~/.cache/bedplate").expanduser()
+    assert str(cache_folder(local=False)) == "memory:/shards"
+    with pytest.raises(InputError, match="pictures are kept on this machine"):
+        cache_folder(Path("s3://bucket/cache"))

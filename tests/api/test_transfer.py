@@ -199,3 +199,14 @@ def test_texts_without_words_leave_tfidf_the_most_frequent_label(tmp_path: Path,
     (row,) = [row for row in result["rows"] if row["arm"] == "tfidf"]
     assert row["accuracy"]["value"] == result["majority"]
     assert any("most frequent label" in line for line in said)
+
+
+def test_counts_below_the_classes_are_left_out_where_others_remain(
+    tmp_path: Path, tiny_model: Path, labelled: Path
+) -> None:
+    said: list[str] = []
+    result = bedplate.transfer(
+        labelled, tiny_model, labels=[1, 10], seeds=1, out=tmp_path / "out", settings=SETTINGS, say=said.append
+    )
+    assert {row["labels"] for row in result["rows"]} == {10}
+    assert "labels=1: fewer than one for each of 2 classes; left out." in said

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
+from bedplate.api.predict import predict
 from bedplate.cli.main import app
 from bedplate.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
 from bedplate.hub.draw_model import DrawModel, draw_trunk
+from bedplate.hub.image_tokens_model import ImageTokensModel
 from bedplate.hub.processor import ImageProcessor
 from bedplate.models.dalle import Dalle, DalleConfig, Painter
 from bedplate.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
@@ -58,3 +61,25 @@ def test_bad_input_is_one_sentence(model: str, tmp_path: Path, more: list[str], 
     done = CliRunner().invoke(app, args)
     assert done.exit_code == 2 and said in done.stderr and done.stderr.startswith("Error: ")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_predict_keeps_no_pictures_and_says_what_does(model: str, more: list[str]) -> None:
+    done = CliRunner().invoke(app, ["predict", model, "a red heart", *more])
+    assert done.exit_code == 2 and "bedplate draw TEXT --model" in done.stderr and not done.stdout
+
+
+def test_an_image_tokenizer_is_shown_and_encodes(tmp_path: Path) -> None:
+    tokens = ImageTokenizer(ImageTokenizerConfig((8, 8), patch=4, levels=(5, 4), width=16))
+    tokens.init_weights(0)
+    ImageTokensModel(tokens.eval(), ImageProcessor((8, 8))).save(tmp_path / "tokens")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    shown = CliRunner().invoke(app, ["info", str(tmp_path / "tokens")])
+    assert shown.exit_code == 0 and "patch_size" in shown.stdout
+    encoded = CliRunner().invoke(app, ["predict", str(tmp_path / "tokens"), str(tmp_path / "red.png")])
+    assert encoded.exit_code == 0 and encoded.stdout.startswith(f"{tmp_path / 'red.png'}\t[[")
+
+
+def test_the_seed_reaches_what_draws(model: str) -> None:
+    first, second, again = (predict(model, "a red heart", seed=seed)[0]["image"] for seed in (1, 2, 1))
+    assert first.tobytes() == again.tobytes() != second.tobytes()

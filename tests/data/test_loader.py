@@ -172,8 +172,14 @@ def test_evaluation_of_isolated_documents(tmp_path: Path) -> None:
     assert batch["pos"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]
 
 
+def test_a_few_batches_are_of_all_parts_of_the_text(stream: TokenStream) -> None:
+    every, few = (EvalLoader(stream, 10, 1, max_batches=most) for most in (None, 3))
+    first = [batch["ids"][0, 0].item() for batch in every]
+    assert [batch["ids"][0, 0].item() for batch in few] == [first[0], first[len(first) // 2], first[-1]]
+
+
 def test_evaluation_can_stop_early(stream: TokenStream) -> None:
-    assert [len(batch["ids"]) for batch in EvalLoader(stream, 10, 4, max_batches=2)] == [4, 4]
+    assert [len(batch["ids"]) for batch in EvalLoader(stream, 10, 4, max_batches=2)] == [4, 3]
     assert [len(batch["ids"]) for batch in EvalLoader(stream, 10, 4, max_batches=9)] == [4, 4, 3]
 
 

@@ -218,3 +218,12 @@ def test_emoji() -> None:
     pairs = read_pairs([SHARED / "emoji" / f"{style}.tar" for style in ("noto", "fluent")], text="name,keywords")
     assert len(pairs) == 7158 and len(set(pairs.groups)) == 3786
     assert set(pairs.whole) == {1} and "pictures without a text" not in pairs.dropped
+
+
+def test_a_key_that_no_picture_has_is_told(tmp_path: Path) -> None:
+    members = {"1.png": png(1), "1.json": json.dumps({"name": "heart", "base": "heart"}).encode()}
+    path = write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(InputError, match=r"no picture has 'bse' beside it"):
+        read_pairs(path, text="name", group="bse")
+    with pytest.raises(InputError, match=r"no picture has 'keywrds' beside it"):
+        read_pairs(path, text="name,keywrds")

@@ -169,7 +169,7 @@ def test_the_tokenizer_of_a_saved_classifier_pads_as_it_was_trained(tiny_model: 
         ({"problem_type": "regression"}, "problem_type='regression' is not supported"),
         ({"id2label": {"1": "a", "2": "b"}}, "id2label must number the labels from 0"),
         ({"id2label": {"0": "a"}}, "id2label has 1 label"),
-        ({"id2label": {"0": "a", "1": "a"}}, "id2label has the label 'a' twice"),
+        ({"id2label": {"0": "a", "1": "a", "2": "a (1)"}}, r"id2label has the label 'a \(1\)' twice"),
         ({"id2label": {"0": "a", "1": "b"}}, "'score.weight' has shape"),
         ({"architectures": ["Qwen3ForTokenClassification"]}, "labels tokens, not texts, which is not supported"),
     ],

@@ -206,3 +206,9 @@ def test_blimp_and_other_real_sets_are_read_as_what_they_are(random_model: Rando
     assert [kind for kind in kinds.values()].count("multiple_choice") == 6
     result = evaluate(random_model(max_position_embeddings=256), suite=REAL / "blimp", limit=2)
     assert len(result["groups"]["linguistics_term"]) == 13 and result["n"] == 134
+
+
+def test_further_keys_do_no_harm(random_model: RandomModel, tmp_path: Path) -> None:
+    write(tmp_path / "last.jsonl", [row | {"field": ["biology", {"and": "physics"}]} for row in LAST])
+    result = evaluate(random_model(), suite=tmp_path)
+    assert result["tasks"]["last"]["n"] == 2 and not result.get("groups", {}).get("field")

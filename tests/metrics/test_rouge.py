@@ -65,3 +65,12 @@ def test_a_missing_library_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPat
 )
 def test_the_first_sentence(document: str, first: str) -> None:
     assert lead(document) == first
+
+
+def test_other_scripts_have_words_too() -> None:
+    pytest.importorskip("rouge_score")
+    russian = rouge_scores(["кошка сидела на ковре"], [["кошка лежала на ковре"]])
+    assert russian["rouge1"][0] == pytest.approx(0.75) and russian["rougeL"][0] == pytest.approx(0.75)
+    assert rouge_scores(["今天下雨"], [["今天下雪"]])["rouge1"][0] == pytest.approx(0.75)
+    assert lead("Это первое. Это второе.") == "Это первое." and lead("So geht es. Ärger folgt.") == "So geht es."
+    assert lead("It cost 3. 5 of them e.g. this one. Then more.") == "It cost 3. 5 of them e.g. this one."

@@ -33,3 +33,10 @@ def test_fp32_and_cpus_with_such_numbers_are_left_alone(monkeypatch: pytest.Monk
     assert not isinstance(products.many_rows(torch.zeros(1)), products._Widened)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert not isinstance(products.many_rows(torch.zeros(1, dtype=torch.bfloat16)), products._Widened)
+
+
+def test_more_threads_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 96)
+    weight, x, out = torch.randn(64, 32), torch.randn(1, 32), torch.empty(1, 64)
+    products._in_blocks(out, x, weight)
+    torch.testing.assert_close(out, x @ weight.t())

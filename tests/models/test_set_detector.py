@@ -245,3 +245,9 @@ def test_what_cannot_be_is_refused() -> None:
     trunk = dataclasses.replace(tiny_config().trunk, hidden_size=36)
     with pytest.raises(InputError, match="hidden_size=36"):
         SetDetectorConfig(dataclasses.replace(tiny_config(), trunk=trunk))
+
+
+def test_it_finds_in_16_bits() -> None:
+    module = SetDetector.of(tiny_encoder(), LABELS, num_queries=5).eval().to(torch.bfloat16)
+    logits, boxes = module(torch.rand(1, 3, *module.config.vision.image_size, dtype=torch.bfloat16))
+    assert logits.isfinite().all() and boxes.isfinite().all()

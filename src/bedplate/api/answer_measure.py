@@ -24,6 +24,7 @@ def measure_reader(
     Args:
         column: of the picture or its path (default: guessed).
         label: of the answer, or of the caption (default: guessed).
+        options: `question` and `kind`, of the question and of what kind it is (default: guessed).
 
     Returns:
         {"n": questions, "pictures", "metrics": {"accuracy", "loss"}, "baselines", "kinds", "captions", "dropped"}; see
@@ -32,9 +33,11 @@ def measure_reader(
     Raises:
         InputError: an option that a reader does not have, or no questions.
     """
+    question, kind = options.pop("question", None), options.pop("kind", None)
     if options:
-        raise InputError(f"{next(iter(options))} is no option of a reader; it is measured on data, column and label")
-    asked = read_questions(list(data), column, answer=label)
+        known = "data, column, label, question and kind"
+        raise InputError(f"{next(iter(options))} is no option of a reader; it is measured on {known}")
+    asked = read_questions(list(data), column, question=question, answer=label, kind=kind)
     asked = within(asked, model.tokenizer, model.module.config.context)
     with tempfile.TemporaryDirectory() as scratch:
         store = PixelStore(asked, model.processor.size, model.processor.fit, scratch, 1)

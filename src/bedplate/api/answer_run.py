@@ -65,7 +65,7 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         if recipe.model.freeze_vision:
             reader.vision.requires_grad_(False)
         self.context = reader.config.context
-        self._batches(log)
+        self.timed("pictures", lambda: self.ranks.main_first(lambda: self._batches(log)))
         longest = max(len(answer_ids(self.tokenizer, q.answers[0])) for each in self.asked["train"] for q in each)
         self.max_new_tokens = min(longest, MOST_TOKENS)
         reader_config_to_hf(reader.config, self.max_new_tokens)  # what could not be written at the end is refused now

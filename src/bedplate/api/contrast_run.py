@@ -34,7 +34,6 @@ from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
 PRODUCTS = 2**22  # similarities that are held at one time
-SCORED_ROWS = 256  # pairs of a batch that is not trained on
 SHOWN = 24  # pictures of each kind in the report
 USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
 
@@ -80,6 +79,12 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             concepts = read_pairs(data.path, data.image, data.text, data.concept).groups if data.concept else None
             train, parts["val"] = split_pairs(train, data.val_fraction, recipe.seed, concepts)
         same = 0
+        if {"val", "test"} <= parts.keys():  # what chooses the epoch must not be what is scored at the end
+            equal = same_images(parts["val"], parts["test"])
+            if len(equal) == len(parts["val"]):
+                raise InputError("every held-out picture is also one of data.test_path; give others")
+            parts["val"] = parts["val"].select(np.setdiff1d(np.arange(len(parts["val"])), equal))
+            same = len(equal)
         for name, part in parts.items():
             equal = same_images(train, part)
             if len(equal) == len(train):
@@ -93,7 +98,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             name: PairEvalLoader(
                 part,
                 self.encoder,
-                min(SCORED_ROWS, -(-len(part) // self.ranks.data_size)),
+                self.scored_rows(len(part)),
                 self.store(name, part, size),
                 None,
                 *self.shares,

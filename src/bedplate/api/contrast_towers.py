@@ -71,6 +71,7 @@ def make_towers(recipe: ContrastRecipe, device: torch.device) -> Towers:
         text = load(m.text_base, device=device, dtype="fp32")
         if not isinstance(text, Model) or not isinstance(text.module, TextModel) or text.tokenizer is None:
             raise InputError(f"model.text_base={m.text_base}: is no model of text with a tokenizer; give one")
+        text.merge_adapter()  # of a base that is an adapter itself
         end = text.special.eos[0] if text.special.eos else end_of_text_id(text.tokenizer)
         found |= {"text": text.module, "tokenizer": text.tokenizer, "end": end}
     if m.image_base is not None:

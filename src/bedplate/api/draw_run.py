@@ -14,9 +14,9 @@ from PIL import Image
 
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
-from bedplate.api.vision_run import SCORED_ROWS
 from bedplate.data.code_loader import CodeEvalLoader, CodeLoader, Codes
 from bedplate.data.combinations import held_out_combinations
+from bedplate.data.image_files import same_images
 from bedplate.data.pair_loader import TextEncoder
 from bedplate.data.pairs import Pairs, read_pairs, split_pairs
 from bedplate.data.pixel_store import PixelStore
@@ -110,6 +110,10 @@ class DrawRun(PictureRun[DrawRecipe]):
         self.held_out: list[str] = []
         if data.val_path:
             held.append(read_pairs(data.val_path, data.image, data.text, data.group))
+            same = same_images(train, held[0])
+            if len(same) == len(train):
+                raise InputError("every picture to train on is also one that is held out; give others")
+            train = train.select(np.setdiff1d(np.arange(len(train)), same))
         if data.hold_out:
             names = [texts[0].lower() for texts in train.texts]
             self.held_out = held_out_combinations(names, data.hold_out, seed)
@@ -158,7 +162,7 @@ class DrawRun(PictureRun[DrawRecipe]):
         )
         val = None
         if "val" in self.parts:
-            rows = min(SCORED_ROWS, -(-len(usable["val"]) // self.ranks.data_size))
+            rows = self.scored_rows(len(usable["val"]))
             val = CodeEvalLoader(
                 self.parts["val"],
                 self.codes["val"],
@@ -203,10 +207,14 @@ class DrawRun(PictureRun[DrawRecipe]):
         self.module.eval()
         model, draw = self.model(), np.random.default_rng(self.recipe.seed)
         shown = {}
+        learnt = {texts[0].lower() for texts in self.parts["train"].texts}
         for heading, part in (("Names that training saw", "train"), ("Names that it never saw", "val")):
             if part in self.parts:
                 template, room = self.recipe.objective.templates[0], self.module.config.text_length
                 names = sorted({template.replace("{}", texts[0]) for texts in self.parts[part].texts})
+                if part == "val":
+                    seen = {template.replace("{}", name) for name in learnt}
+                    names = [name for name in names if name.lower() not in {each.lower() for each in seen}]
                 names = [name for name in names if len(self.tokenizer.encode(name).ids) < room]
                 chosen = [names[i] for i in draw.permutation(len(names))[:PROMPTS]]
                 images = iter(model.draw(chosen, n=EACH, seed=self.recipe.seed))

@@ -40,13 +40,13 @@ def evaluate_drawings(
     """
     if judge is None:
         raise InputError("drawings are judged by a model that knows texts and pictures: give a CLIP as judge (--judge)")
-    known = {"names", "each", "guidance", "temperature", "top_k"}
+    known = {"names", "each", "seed", "guidance", "temperature", "top_k"}
     if name := next((name for name in options if name not in known), None):
         raise InputError(f"{name} is no option of drawings; they have {', '.join(sorted(known))}")
     if label is not None:
         raise InputError(f"label={label!r} is of labelled pictures; give the column of the drawings' names as column")
     pairs = read_pairs(list(data), text=column)
-    return measure_drawings(model, pairs, judge_of(judge), **options)
+    return measure_drawings(model, pairs, judge_of(judge, model.module.device), **options)
 
 
 def evaluate_image_tokens(

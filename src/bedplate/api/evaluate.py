@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bedplate.api.multimodal import evaluate_multimodal
 from bedplate.api.predict import label_options
 from bedplate.api.vision_predict import evaluate_images
 from bedplate.api.zeroshot import evaluate_labels
-from bedplate.data.examples import SortedEvalLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
 from bedplate.data.masking import MaskedBatches, Masking
@@ -112,7 +112,8 @@ def evaluate(
         others |= {name: options.pop(name, None) for name in ("examples", "shots", "method", "calibrate")}
         if name := next((name for name, value in others.items() if value is not None), None):
             raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
-        options.pop("seed", None)
+        if "judge" not in options:  # nothing is drawn
+            options.pop("seed", None)
         assert data is not None
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
     chosen = label_options(
@@ -136,14 +137,29 @@ def evaluate(
     if data is None:
         if labels is not None:
             raise InputError("labels are for data; a suite and a harness bring their own")
+        of_data = {"column": column, "label": label, "summary": summary, "sequence_length": sequence_length}
+        _need_none(of_data | {"isolate_documents": isolate_documents or None} | options, "a suite or a harness")
         return _on_tasks(loaded, suite, harness, tasks, limit, scoring, progress)
     if tasks or limit is not None or scoring is not None:
         raise InputError("tasks, limit and scoring are for suite and harness; a text or labelled texts have none")
     if labels is not None:
+        of_text = {"summary": summary, "sequence_length": sequence_length}
+        _need_none(of_text | {"isolate_documents": isolate_documents or None}, "a choice between labels")
         return evaluate_labels(loaded, data, column=column, label=label, **chosen, **options)
+    _need_none(options, "text or labelled texts")
     return _on_texts(
         loaded, as_list(data), column, label, summary, sequence_length, batch_size, isolate_documents=isolate_documents
     )
+
+
+def _need_none(given: Mapping[str, Any], what: str) -> None:
+    """Refuse options that measuring on `what` does not have.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    if name := next((name for name, value in given.items() if value is not None), None):
+        raise InputError(f"{name} is no option of measuring on {what}; leave it out")
 
 
 def as_list(data: str | Path | Sequence[str | Path]) -> list[str]:
@@ -173,7 +189,9 @@ def _on_texts(
     if isinstance(module, Classifier):
         if isolate_documents:
             raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
-        return _classifier(module, loaded.tokenizer, read_labelled(paths, column, label, module.labels), length)
+        most = Reading.of(loaded.tokenizer_config, loaded.config.max_position_embeddings).max_tokens
+        data = read_labelled(paths, column, label, module.labels)
+        return _classifier(module, loaded.tokenizer, data, Reading(length, most))
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")
     if (writer := loaded.summarizer()) is not None:
@@ -186,7 +204,9 @@ def _on_texts(
 def _length(loaded: Model, wanted: int | None) -> int:
     """Tokens of a row: those that are wanted, or as many as the model reads, within limits."""
     context = loaded.config.max_position_embeddings
-    length = min(context, 512 if isinstance(loaded.module, Classifier) else 1024) if wanted is None else wanted
+    if wanted is None and isinstance(loaded.module, Classifier):
+        return Reading.of(loaded.tokenizer_config, context).sequence_length
+    length = min(context, 1024) if wanted is None else wanted
     if length < 1:
         raise InputError(f"sequence_length={length} must be 1 or more")
     if length > context:
@@ -199,7 +219,8 @@ def _language_model(
 ) -> dict[str, Any]:
     tokenizer, module = loaded.need_tokenizer(), loaded.module
     with tempfile.TemporaryDirectory() as scratch:
-        text = prepare(paths, tokenizer, column=column, val_fraction=0, cache_dir=scratch).train
+        prepared = prepare(paths, tokenizer, column=column, val_fraction=0, cache_dir=scratch)
+        text = prepared.train if prepared.val is None else prepared.val  # of a prepared folder what was held out
         batches = EvalLoader(text, length, batch_size, isolate_documents=isolate_documents)
         if isinstance(module, MaskedLM):
             masks = Masking.of(tokenizer, MASK_RATE, shift=0, seed=0)
@@ -244,21 +265,23 @@ def _summarizer(writer: Summarizer, paths: list[str], column: str | None, summar
     return {"n": len(data.rows), **score(data.rows, writer.summarize(documents)), "data": found}
 
 
-def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, length: int) -> dict[str, Any]:
+def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, reading: Reading) -> dict[str, Any]:
     labels = [module.labels.index(label) for label in data.labels]
     framed = module.config.is_encoder
-    rows, task = encode_rows(tokenizer, data.texts, labels, length, framed=framed), Classify(module)
+    lengths = reading.sequence_length, reading.max_tokens
+    rows, task = encode_rows(tokenizer, data.texts, labels, *lengths, framed=framed), Classify(module)
     logits, truth = task.logits(SortedEvalLoader(rows))
     matrix = confusion_matrix(truth.numpy(), logits.argmax(1).numpy(), len(module.labels))
     return {
         "n": len(data),
         "metrics": task.measure(logits, truth),
-        "sequence_length": length,
+        "sequence_length": reading.sequence_length,
         "data": {
             "column": data.column,
             "label": data.label,
             "dropped": dict(data.dropped),
             "windowed": rows.windowed,
+            "truncated": rows.truncated,
         },
         "labels": module.labels,
         "confusion": matrix.tolist(),

@@ -14,7 +14,7 @@ import numpy as np
 from bedplate.api.finetune_run import FinetuneRun
 from bedplate.api.record import write_finetune_report
 from bedplate.data.duplicates import near_duplicates
-from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
+from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
 from bedplate.data.tokenizer import save_tokenizer
@@ -35,6 +35,7 @@ class ClassifyRun(FinetuneRun):
 
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
+        base.tokenizer_config |= Reading(self.length, self.recipe.data.max_tokens).to_config()
         self.timed("data", lambda: self._read(log))
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"

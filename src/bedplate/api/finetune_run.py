@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.run import Run
+from bedplate.data.examples import READING
 from bedplate.data.sources import content_hash
 from bedplate.data.summaries import KEY
 from bedplate.errors import InputError
@@ -44,7 +45,8 @@ class FinetuneRun(Run[FinetuneRecipe]):
             raise InputError(
                 f"{self.recipe.base}: the base model has no tokenizer.json, which fine-tuning on text needs"
             )
-        base.tokenizer_config.pop(KEY, None)  # what it was taught to summarise, where it was, is now taught over
+        for key in (KEY, READING):  # how it was taught to read and to summarise is now taught over
+            base.tokenizer_config.pop(key, None)
         self.tokenizer = base.tokenizer
         self.context = base.config.max_position_embeddings
         self.length = self.recipe.train.sequence_length or min(self.context, self.longest)

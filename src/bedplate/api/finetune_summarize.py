@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +35,7 @@ class SummarizeRun(ChatRun):
         self.base = base = self.load_base()
         self.adapt(base.need_language_model().with_dropout(self.recipe.model.dropout), log)
         self.stop_ids = base.special.eos or (end_of_text_id(self.tokenizer),)
+        base.special = replace(base.special, eos=tuple(self.stop_ids))  # what it learns to end with
         self.summaries = SummaryEncoder(self.tokenizer, CUE, self.stop_ids[0])
         self.timed("data", lambda: self._read(log))
         config = dict(base.tokenizer_config) or tokenizer_config(self.tokenizer, self.context)

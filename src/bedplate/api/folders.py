@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,25 @@ from pathlib import Path
 
 from bedplate.errors import InputError
 
+URL = re.compile(r"(?!file:)\w{2,}:/")
 
-def cache_folder(path: Path | None = None) -> Path:
-    """`path` if given, else `$BEDPLATE_CACHE`, else `~/.cache/bedplate`."""
-    return (path or Path(os.environ.get("BEDPLATE_CACHE", "~/.cache/bedplate"))).expanduser()
+
+def cache_folder(path: Path | None = None, *, local: bool = True) -> Path:
+    """`path` if given, else `$BEDPLATE_CACHE`, else `~/.cache/bedplate`.
+
+    Args:
+        local: whether it must be of this machine, as all but tokenised shards must. A `$BEDPLATE_CACHE` that is a URL
+            then counts as not given.
+
+    Raises:
+        InputError: `path` is a URL, and that is not allowed.
+    """
+    default, of_environment = "~/.cache/bedplate", os.environ.get("BEDPLATE_CACHE")
+    if local and path is not None and URL.match(str(path)):
+        raise InputError(f"data.cache={path}: pictures are kept on this machine; give a folder")
+    if path is None and (of_environment is None or (local and URL.match(of_environment))):
+        path = Path(default)
+    return (path or Path(of_environment or default)).expanduser()
 
 
 def refuse_existing(folder: Path, remedy: str) -> None:

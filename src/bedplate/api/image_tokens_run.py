@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from PIL import Image
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.api.vision_classify import said
-from bedplate.api.vision_run import SCORED_ROWS
 from bedplate.api.vision_unlabelled import unlabelled
 from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import fingerprint
@@ -63,7 +63,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
             base = load(recipe.base, dtype="fp32")
             if not isinstance(base, ImageTokensModel):
                 raise InputError(f"{recipe.base}: is no image tokenizer; give one as base, or none")
-            self.processor = base.processor
+            self.processor = replace(base.processor, fit=recipe.data.fit or base.processor.fit)
             return base.module
         try:
             config = ImageTokenizerConfig(model.size, model.patch_size, tuple(model.levels), model.width, model.blocks)
@@ -81,7 +81,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
         self.loader = ImageLoader(train, rows, seed, self.store("train", train, size), *self.shares)
         self.val = None
         if val is not None:
-            scored = min(SCORED_ROWS, -(-len(val) // self.ranks.data_size))
+            scored = self.scored_rows(len(val))
             self.val = ImageEvalLoader(val, scored, self.store("val", val, size), None, *self.shares)
         self.found = {
             **{name: len(part) for name, part in self.parts.items()},

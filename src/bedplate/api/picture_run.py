@@ -29,6 +29,8 @@ from bedplate.train.loop import Data, Trainer
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", bound=PictureRecipe)
 
+SCORED_ROWS = 256  # pictures of a batch that is not trained on
+
 
 class PictureRun(Run[P]):
     """A run whose data is pictures; `processor` is set by `prepare`."""
@@ -59,6 +61,11 @@ class PictureRun(Run[P]):
         """The pixels of a part's pictures at one size; `stores` keeps it, for what is broken."""
         self.stores[name] = PixelStore(images, size, self.processor.fit, self.cache, self.workers)
         return self.stores[name]
+
+    def scored_rows(self, pictures: int) -> int:
+        """Of so many pictures that are scored those of a batch on this rank: as many as fit in training fit here."""
+        most = self.recipe.train.micro_batch_size or SCORED_ROWS
+        return min(most, SCORED_ROWS, max(1, -(-pictures // self.ranks.data_size)))
 
     @property
     def shares(self) -> tuple[int, int]:

@@ -30,7 +30,7 @@ def predict(
     labels: Labels | None = None,
     examples: str | Path | Sequence[Example | Mapping[str, str]] | None = None,
     shots: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     draw: str | Path | None = None,
     attention: bool = False,
     progress: Callable[[str], object] = lambda line: None,
@@ -48,6 +48,7 @@ def predict(
         labels: what a model that has not learnt them chooses between: "sports,politics", a list, or {name: words}.
         examples: of these labels: a file of labelled texts (`text` and `label` are guessed), or pairs of both.
         shots: examples of each label that are drawn from a file (default: 4), by the seed.
+        seed: of these examples (default: 0), or of what a model writes or draws by chance.
         draw: of a model of images, where its picture is written with what was found, see `predict_images`.
         attention: beside that, where the model looks.
         progress: called with lines about the drawing.
@@ -74,10 +75,11 @@ def predict(
                 "attention": attention or None,
             },
             labels=labels,
+            seed=seed,
             **options,
         )
     if isinstance(loaded, ImageModel):
-        given = {"labels": labels, "examples": examples, "shots": shots}
+        given = {"labels": labels, "examples": examples, "shots": shots, "seed": seed}
         if name := next((name for name, value in given.items() if value is not None), None):
             raise InputError(f"{name} is for models of text; this is a model of images with labels of its own")
         options |= {"draw": draw, "attention": attention, "progress": progress}
@@ -98,7 +100,10 @@ def predict(
     for name, text in named:
         if not text.strip():
             raise InputError(f"{name}: the text is empty; remove it or fill it in")
-    options |= label_options(labels, examples, shots, seed, options)
+    chosen = label_options(labels, examples, shots, seed or 0, options)
+    if seed is not None and not isinstance(examples, str | Path):
+        chosen["seed"] = seed  # of what is written; what writes nothing by chance says that it has none
+    options |= chosen
     return loaded.predict([text for _, text in named], **options)
 
 

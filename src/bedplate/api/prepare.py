@@ -44,7 +44,7 @@ def prepare(
         column=column,
         val_path=val_data,
         val_fraction=val_fraction,
-        cache_dir=cache_folder(None if cache is None else Path(cache)) / "text",
+        cache_dir=cache_folder(None if cache is None else Path(cache), local=False) / "text",
         workers=workers,
         engine=engine,
         on_progress=on_progress,

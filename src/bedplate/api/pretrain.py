@@ -111,7 +111,9 @@ class Pretraining(Run[Recipe]):
                 for name, value in weights:
                     parameters[name].copy_(value)
         tokens = sum(len(data.train) for data in self.data)
-        log.say(f"{self.parameters():,} parameters, {tokens:,} tokens of text to read from.")
+        held = self.data[0].val
+        apart = "" if held is None else f", {len(held):,} held out"
+        log.say(f"{self.parameters():,} parameters, {tokens:,} tokens of text to read from{apart}.")
 
     def _load_base(self) -> Model | None:
         """The recipe's base in fp32: a model that writes, with its tokenizer."""
@@ -270,7 +272,7 @@ class Pretraining(Run[Recipe]):
             prepare,
             tokenizer=self.tokenizer,
             column=data.column,
-            cache_dir=cache_folder(data.cache) / "text",
+            cache_dir=cache_folder(data.cache, local=False) / "text",
             workers=data.workers,
         )
         sources = [data.path] if data.weights is None else [[path] for path in data.path]

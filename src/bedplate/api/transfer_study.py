@@ -50,12 +50,13 @@ class Asked:
         wanted = {there if count == "all" else count for count in self.labels}
         for count in sorted(wanted):
             if count < classes:
-                raise InputError(
-                    f"labels={count}: fewer than one for each of {classes} classes; give at least that many"
-                )
+                few = f"labels={count}: fewer than one for each of {classes} classes"
+                if max(wanted) < classes:
+                    raise InputError(f"{few}; give at least that many")
+                self.say(f"{few}; left out.")
             if count > there:
                 self.say(f"{count:,} labels are left out: there are {there:,} to learn from.")
-        if not (counts := sorted(count for count in wanted if count <= there)):
+        if not (counts := sorted(count for count in wanted if classes <= count <= there)):
             raise InputError(
                 f"no number of labels is left: there are {there:,} {what} to learn from; give fewer, or all"
             )

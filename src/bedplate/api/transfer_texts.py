@@ -10,6 +10,7 @@ from typing import Any
 from bedplate.api.finetune_classify import without_duplicates
 from bedplate.api.folders import cache_folder
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
+from bedplate.data.examples import Reading
 from bedplate.data.images import SUFFIXES
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.sources import content_hash
@@ -34,7 +35,8 @@ class TextStudy(Study):
         settings = {"base": asked.base, "out": str(asked.out), "data": {"path": asked.paths}}
         self.recipe = read_finetune_recipe(asked.sections(self.sections) | settings)
         model.merge_adapter()
-        model.need_language_model()
+        if isinstance(model.module, Classifier):
+            model.need_language_model()  # says what a classifier is not
         model.need_tokenizer()
         try:
             train, held_out, self.facts = read_apart(asked.paths, asked.test, asked.column, asked.label)
@@ -67,7 +69,8 @@ class TextStudy(Study):
 
     def save(self, directory: Path, card: str) -> None:
         of = self.base
-        Model(self.module, of.tokenizer, card, of.special, of.tokenizer_config).save(directory)
+        config = dict(of.tokenizer_config) | Reading(self.comparison.length).to_config()
+        Model(self.module, of.tokenizer, card, of.special, config).save(directory)
 
     @property
     def module(self) -> Classifier:

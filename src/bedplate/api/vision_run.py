@@ -23,7 +23,6 @@ from bedplate.train.log import RunLog
 
 WHOLE = (1.0, 1.0)
 LOADS = {"mae": "ViTMAEForPreTraining", "classify_images": "AutoModelForImageClassification"}
-SCORED_ROWS = 256  # pictures of a batch that is not trained on
 
 
 class VisionRun(PictureRun[VisionRecipe]):
@@ -63,8 +62,7 @@ class VisionRun(PictureRun[VisionRecipe]):
 
     def eval_loader(self, name: str, images: LabelledImages) -> ImageEvalLoader:
         """This rank's batches of a part's pictures, to be scored; few pictures are shared by all ranks, too."""
-        most = min(SCORED_ROWS, self.recipe.train.micro_batch_size or SCORED_ROWS)
-        rows = min(most, -(-len(images) // self.ranks.data_size))
+        rows = self.scored_rows(len(images))
         store = self.store(name, images, self.processor.size)
         return ImageEvalLoader(images, rows, store, None, *self.shares)
 

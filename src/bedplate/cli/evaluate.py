@@ -37,6 +37,12 @@ def command(
     summary: Annotated[
         str | None, typer.Option(help="The column of the summary, for a summariser.", show_default="guessed")
     ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="The column of the question, for a reader.", show_default="guessed")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="The column of the question's kind, for a reader.", show_default="guessed")
+    ] = None,
     probe: Annotated[
         list[str] | None, typer.Option(help="Labelled pictures, to judge a model of images by its features.")
     ] = None,
@@ -76,6 +82,7 @@ def command(
     from bedplate.api.evaluate import evaluate
 
     options = {"method": method, "template": line_breaks(template), "calibrate": calibrate, "judge": judge}
+    options |= {"question": question, "kind": kind}
     result = evaluate(
         model,
         data or None,

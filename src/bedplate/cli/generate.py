@@ -72,6 +72,8 @@ def command(
     if chat:
         if beams != 1:
             raise InputError("--beams is for texts to continue; an answer of --chat is sampled as it is shown")
+        if length_penalty != 1:
+            raise InputError("--length-penalty is for --beams, and an answer of --chat is sampled; leave it out")
         options["temperature"] = 0.8 if temperature is None else temperature
         conversation = converse(model, system=system, **options)
         _talk(conversation, prompts, shown=not json)

@@ -29,5 +29,5 @@ def command(
                 if isinstance(value, int) and not isinstance(value, bool)
                 else f"{key:<12} {value}"
             )
-    for key, value in facts["trunk"].items():
+    for key, value in facts.get("trunk", {}).items():  # an image tokenizer has none
         print(f"  {key:<24} {value}")

@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
+from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json, say
+from bedplate.errors import InputError
 
 
 def command(
@@ -37,7 +38,9 @@ def command(
     template: TemplateOption = None,
     examples: Examples = None,
     shots: Shots = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Chooses examples, and what is written by chance.", show_default="0 for examples")
+    ] = None,
     calibrate: Calibrate = None,
     draw: Annotated[
         str | None, typer.Option(help="Write the picture with what was found: a .png, of several a folder.")
@@ -92,6 +95,8 @@ def command(
         progress=say,
         **{name: value for name, value in options.items() if value is not None},
     )
+    if predictions and isinstance(predictions[0], dict) and "image" in predictions[0]:
+        raise InputError(f"{model} draws; to keep its pictures use bedplate draw TEXT --model {model} --out FILE")
     if json:
         print_json(predictions)
         return
@@ -102,6 +107,8 @@ def command(
         elif "label" in prediction:
             shown = f"  {' '.join(name.split())[:100]}" if name else ""
             print(f"{prediction['label']}\t{prediction['score']:.3f}{shown}")
+        elif "codes" in prediction:
+            print(f"{name}\t{prediction['codes']}")
         else:
             print(prediction.get("text") or prediction.get("drawn", ""))
 

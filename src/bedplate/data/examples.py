@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,48 @@ from bedplate.errors import InputError
 
 Batch = dict[str, Tensor]
 
+READING = "classify"
+"""Key of tokenizer_config.json under which a classifier keeps how it was taught to read texts."""
+
 SORTED = 32
 """Batches that are cut from one stretch of shuffled rows sorted by length: enough for little padding, few enough for
 batches to differ from epoch to epoch."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a classifier reads texts.
+
+    Attributes:
+        sequence_length: Tokens of a row; a longer text is read in windows.
+        max_tokens: Tokens after which a text is cut; None for no limit.
+    """
+
+    sequence_length: int
+    max_tokens: int | None = None
+
+    @staticmethod
+    def of(tokenizer_config: Mapping[str, Any], context: int) -> Reading:
+        """As a model directory says; where it does not, rows of its context, at most 512 tokens.
+
+        Raises:
+            InputError: it says something else than lengths that fit.
+        """
+        values = tokenizer_config.get(READING)
+        if values is None:
+            return Reading(min(context, 512))
+        if not (
+            isinstance(values, Mapping)
+            and values.keys() == {"sequence_length", "max_tokens"}
+            and all(isinstance(value, int) and value > 0 for value in values.values() if value is not None)
+            and 0 < (values["sequence_length"] or 0) <= context
+        ):
+            raise InputError(f"tokenizer_config.json: '{READING}' holds {values!r}, no lengths of texts; save it again")
+        return Reading(**values)
+
+    def to_config(self) -> dict[str, Any]:
+        """{`READING`: values}, as `of` reads them."""
+        return {READING: asdict(self)}
 
 
 @dataclass(frozen=True)

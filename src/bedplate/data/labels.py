@@ -150,7 +150,7 @@ def first_named(known: Sequence[str], names: Sequence[str], taken: str | None = 
 
 def how_to_name(key: str) -> str:
     """How a person names a column."""
-    option = "column" if key == "image" else key
+    option = {"image": "column", "answer": "label"}.get(key, key)
     return f"name the column: data.{key}=... in a recipe, --{option} on the command line"
 
 

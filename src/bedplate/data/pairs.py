@@ -114,6 +114,19 @@ class _Wanted:
     image: str | None
     texts: tuple[str, ...] | None
     group: str | None
+    there: set[str] = field(default_factory=set)  # which of them rows have had
+
+    def need_all(self, path: Paths) -> None:
+        """Refuse a key that no row had: a misspelt group would mix what is held out with what is learnt.
+
+        Raises:
+            InputError: there is one.
+        """
+        for name in (*(self.texts or ()), *((self.group,) if self.group else ())):
+            if name not in self.there:
+                raise InputError(
+                    f"{shown(path)}: no picture has {name!r} beside it; give a column or key that is there"
+                )
 
 
 def read_pairs(path: Paths, image: str | None = None, text: Columns = None, group: str | None = None) -> Pairs:
@@ -149,7 +162,8 @@ def read_pairs(path: Paths, image: str | None = None, text: Columns = None, grou
     items = [path] if isinstance(path, str | Path) else list(path)
     if not items:
         raise InputError("the list of data paths is empty: give at least one file, folder, glob or hf: id")
-    rows = [row for item in items for row in _read(location(item), _Wanted(image, names, group), dropped)]
+    wanted = _Wanted(image, names, group)
+    rows = [row for item in items for row in _read(location(item), wanted, dropped)]
     if not rows:
         raise InputError(f"{shown(path)}: no pictures{counted(dropped)}; give pictures with texts")
     kept = [row for row in rows if row.texts]
@@ -160,6 +174,7 @@ def read_pairs(path: Paths, image: str | None = None, text: Columns = None, grou
             f"{shown(path)}: none of {len(rows)} pictures has a text{asked}; name the column or key by data.text, or "
             f"put a .txt of the same name beside each"
         )
+    wanted.need_all(path)
     if textless:
         dropped["pictures without a text"] += len(textless)
     return Pairs(
@@ -340,6 +355,7 @@ def _read_table(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_
 def _row(image: ImageRef, values: dict[str, Any], wanted: _Wanted, where: str) -> _Row:
     """A picture with what its row, or the JSON beside it, says."""
     columns = wanted.texts or _guessed(list(values)) or ()
+    wanted.there.update(values)
     parts = [_texts_of(values.get(column), where, column) for column in columns]
     texts = tuple(dict.fromkeys(text for part in parts for text in part))
     whole = len(parts[0]) if parts and parts[0] else len(texts)

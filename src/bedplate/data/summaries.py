@@ -30,6 +30,7 @@ KEY = "summarize"
 DOCUMENT_NAMES = ("document", "text", "article", "source", "body", "content", "dialogue", "description")
 SUMMARY_NAMES = ("summary", "highlights", "target", "tldr", "summaries", "abstract", "headline", "title")
 NAMED_ROWS = 100
+LONGEST = 128  # characters of a token; few have more
 """First rows whose columns are taken for all (rows of JSON Lines need not hold the same)."""
 BREAKS = re.compile(r"(?<=[.!?。！？])[\"')\]]*\s+|\n\s*"), re.compile(r"\s+")
 """Where a long document is cut: behind a sentence or a line, else between words."""
@@ -167,11 +168,13 @@ class SummaryEncoder:
             InputError: see `prompt`.
         """
         text, found = document.strip(), list[list[int]]()
+        tokens = len(self._encode(text)) / max(len(text), 1)  # a character
         while True:
-            ids, reached = self._fit(text, room)
+            near = text[: room * LONGEST]  # holds more than a window, and is not the rest of a whole book
+            ids, reached = self._fit(near, room)
             if reached == len(text):
                 return [*found, ids]
-            parts = math.ceil(len(self._encode(text)) / room)
+            parts = max(2, math.ceil(len(text) * tokens / room))
             cut = _cut(text, reached, len(text) // parts)
             found.append(self._fit(text[:cut].rstrip(), room)[0])
             text = text[cut:].lstrip()

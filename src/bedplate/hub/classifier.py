@@ -56,12 +56,16 @@ def labels_from_hf(values: Mapping[str, Any], where: str = "config.json") -> lis
 def labels_of(names: Any, where: str = "config.json") -> list[str]:
     """The labels of an `id2label`, in the order of the scores.
 
+    One that is there again gets its number behind it: ImageNet's list has two cranes, "crane" and "crane (517)".
+
     Raises:
-        InputError: it does not number its labels from 0, or has one of them twice.
+        InputError: it does not number its labels from 0, or has such names itself.
     """
     if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
         raise InputError(f"{where}: id2label must number the labels from 0, got {names!r}")
-    labels = [str(names.get(str(i), names.get(i))) for i in range(len(names))]
+    given = [str(names.get(str(i), names.get(i))) for i in range(len(names))]
+    first = {label: i for i, label in reversed(list(enumerate(given)))}
+    labels = [label if first[label] == i else f"{label} ({i})" for i, label in enumerate(given)]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise InputError(f"{where}: id2label has the label {twice!r} twice; give each a name of its own")
     return labels

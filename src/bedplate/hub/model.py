@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from tokenizers import Tokenizer
 
+from bedplate.data.examples import Reading
 from bedplate.data.summaries import SummaryForm
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
@@ -125,10 +126,11 @@ class Model:
         """One prediction an input, in order.
 
         A classifier gives `{"label", "score", "scores": {label: probability}}`; a text longer than `sequence_length`
-        tokens (an option; default: the model's context, at most 512) is read in windows. A masked language model gives
-        `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`; `candidates` (an
-        option) says how many tokens it names for each. A summariser gives `{"text": summary}`; options are those of
-        `Summarizer.summarize`. Another language model gives `{"text": continuation}`; options are those of `generate`.
+        tokens (an option; default: as in training, else the context, at most 512) is read in windows. A masked language
+        model gives `{"text": with its blanks filled, "token", "score", "blanks"}`, see `tasks.masked.fill_blanks`;
+        `candidates` (an option) says how many tokens it names for each. A summariser gives `{"text": summary}`; options
+        are those of `Summarizer.summarize`. Another language model gives `{"text": continuation}`; options are those of
+        `generate`.
         With `labels`, a model that has not learnt them chooses between them and gives what a classifier does; options
         are those of `hub.zeroshot.ZeroShot`.
         """
@@ -147,12 +149,13 @@ class Model:
             written = self.generate(texts, **options) if writer is None else writer.summarize(texts, **options)
             return [{"text": text} for text in written]
         context = self.config.max_position_embeddings
-        length = options.pop("sequence_length", min(context, 512))
+        reading = Reading.of(self.tokenizer_config, context)
+        reading = replace(reading, sequence_length=options.pop("sequence_length", reading.sequence_length))
         if options:
             raise InputError(f"{next(iter(options))} is no option of a classifier; it has sequence_length")
-        if not 0 < length <= context:
+        if not 0 < (length := reading.sequence_length) <= context:
             raise InputError(f"sequence_length={length} is not between 1 and the model's context, {context} tokens")
-        return predict_labels(self.module, self.need_tokenizer(), texts, length)
+        return predict_labels(self.module, self.need_tokenizer(), texts, reading)
 
     def load_adapter(self, source: str | Path) -> None:
         """Put a LoRA adapter on the model, in place of the one that is on it.

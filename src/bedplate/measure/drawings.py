@@ -26,6 +26,7 @@ Metrics = dict[str, dict[str, float]]
 Numbers = npt.NDArray[np.float64]
 
 COPY_PERCENTILE = 1.0
+NAMES = 100
 
 
 class Judge(Protocol):
@@ -49,7 +50,7 @@ def measure_drawings(
     data: Pairs,
     judge: Judge,
     *,
-    names: int = 100,
+    names: int | None = None,
     each: int = 4,
     seed: int = 0,
     **options: Any,
@@ -58,7 +59,7 @@ def measure_drawings(
 
     Args:
         data: what the model was trained on (and held out by itself).
-        names: how many of the names that training saw are drawn, and told apart.
+        names: how many of the names that training saw are drawn, and told apart (default: 100, or all of fewer).
         each: drawings of a name.
         seed: chooses the names, and is that of each name's first drawing.
         options: of `DrawModel.draw`.
@@ -83,6 +84,7 @@ def measure_drawings(
     seen = [i for i, texts in enumerate(data.texts) if texts[0].lower() not in unseen]
     train, generator = data.select(seen), np.random.default_rng(seed)
     known = sorted({texts[0] for texts in train.texts if model.fits(texts[0])})
+    names = min(NAMES, len(known)) if names is None else names
     if len(known) < max(2, names):
         raise InputError(f"names={names}: the data has {len(known)} names that the model can draw; give fewer")
     chosen = [known[i] for i in sorted(generator.permutation(len(known))[:names].tolist())]
@@ -182,13 +184,13 @@ def _share(right: npt.ArrayLike, each: int) -> dict[str, float]:
     return found | {"n": len(sums) * each}
 
 
-def judge_of(path: str | Path) -> Judge:
-    """The model that judges.
+def judge_of(path: str | Path, device: torch.device) -> Judge:
+    """The model that judges, on a device.
 
     Raises:
         InputError: it does not know texts and pictures.
     """
-    judge = load(path)
+    judge = load(path, device)
     if not isinstance(judge, ClipModel):
         raise InputError(f"judge={path}: does not know texts and pictures; give a CLIP (task: contrast)")
     return judge

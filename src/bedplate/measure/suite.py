@@ -274,8 +274,8 @@ def _grouped(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]]) ->
         if "/" in task.name:
             members["folder"][task.name.rpartition("/")[0]].append(task.name)
         for key in GROUP_KEYS:
-            values = {row.get(key) for row in task.rows}
-            if len(values) == 1 and isinstance(value := values.pop(), str):
+            value = task.rows[0].get(key)
+            if isinstance(value, str) and all(row.get(key) == value for row in task.rows):
                 members[key][value].append(task.name)
     return {
         key: {

@@ -10,7 +10,8 @@ import numpy as np
 from bedplate.metrics.intervals import Floats, ratio_interval
 
 NAMES = ("rouge1", "rouge2", "rougeL")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z])|(?<=[。！？])|\n\s*\n")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=(?P<next>\w))|(?<=[。！？])|\n\s*\n")
+WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # of Chinese and Japanese signs
 
 
 def need_rouge() -> None:
@@ -29,7 +30,8 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
     """F1 of ROUGE-1 and ROUGE-2 (one and two words) and ROUGE-L (longest common subsequence) `(N,)` of each text.
 
     Of several references the one of the highest score counts. Words are compared in lower case, as they are written (no
-    stemming); the library knows words of a-z and 0-9 alone, so texts of other scripts score 0.
+    stemming). The library knows words of a-z and 0-9 alone; where most letters of the references are others, words are
+    what Unicode calls so, and each sign of Chinese and Japanese is one.
 
     Raises:
         ImportError: see `need_rouge`.
@@ -39,7 +41,9 @@ def rouge_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
     need_rouge()
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(NAMES))
+    letters = [letter for several in references for text in several for letter in text if letter.isalpha()]
+    other_script = 2 * sum(not letter.isascii() for letter in letters) > len(letters)
+    scorer = RougeScorer(list(NAMES), tokenizer=_UnicodeWords() if other_script else None)
     scored = [scorer.score_multi(list(several), text) for text, several in zip(predictions, references, strict=True)]
     return {name: np.array([each[name].fmeasure for each in scored]) for name in NAMES}
 
@@ -58,8 +62,20 @@ def rouge(
     }
 
 
+class _UnicodeWords:
+    """A tokenizer in the library's form."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return WORDS.findall(text.lower())
+
+
 def lead(document: str) -> str:
     """The first sentence: the baseline that a summariser has to beat."""
     text = document.strip()
-    found = SENTENCE_END.search(text)
-    return text[: found.start()] if found else text
+    for found in SENTENCE_END.finditer(text):
+        following = found["next"]
+        if following is None or (
+            following.isalpha() and following == following.upper()
+        ):  # a capital, or a caseless sign
+            return text[: found.start()]
+    return text

@@ -86,7 +86,7 @@ def _by_tiles(out: Tensor, x: Tensor, weight: Tensor) -> None:
 
 def _in_blocks(out: Tensor, x: Tensor, weight: Tensor) -> None:
     """One row by a batch of blocks of the matrix, one for each thread."""
-    blocks = max(2, torch.get_num_threads())
+    blocks = min(max(2, torch.get_num_threads()), len(weight))
     rows, rest = divmod(len(weight), blocks)
     if rest:
         torch.mm(x, weight[-rest:].t(), out=out[:, -rest:])

@@ -193,9 +193,8 @@ class SetDetector(nn.Module):
         """What a query knows of its reference `(..., 4)`: the image's position at its centre, and its coordinates."""
         rows, columns = self.config.vision.grid
         near = _tent(boxes[..., 1], rows)[..., :, None] * _tent(boxes[..., 0], columns)[..., None, :]
-        return near.flatten(-2) @ self.encoder.positions[0, 1:].float() + self.place(
-            box_waves(boxes, self.place.in_features)
-        )
+        waves = box_waves(boxes, self.place.in_features).to(self.place.weight.dtype)
+        return near.flatten(-2) @ self.encoder.positions[0, 1:].float() + self.place(waves)
 
     def _read(self, states: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """(logits `(B, T, C)`, boxes `(B, T, 4)` as centre x, centre y, width, height in parts of the image)."""

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.errors import InputError
+
 Stem = Literal["patch", "conv", "residual"]
 
 
@@ -154,7 +156,7 @@ def sincos_positions(grid: tuple[int, int], hidden_size: int) -> Tensor:
     those of MoCo v3 (arXiv 2104.02057, section 5) and MAE.
     """
     if hidden_size % 4:
-        raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 for positions in two dimensions")
+        raise InputError(f"hidden_size={hidden_size} must be a multiple of 4 for positions in two dimensions")
     quarter = hidden_size // 4
     frequencies = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = torch.meshgrid(

@@ -133,6 +133,10 @@ class AnswerRecipe(PictureRecipe):
             raise ValueError(
                 "model.freeze_vision keeps what a base has learnt; give vision_base or base, or leave it out"
             )
+        if self.parallel.shard > 1:  # ranks write as many answers as each has wrong, and would wait for each other
+            raise ValueError(
+                f"parallel.shard={self.parallel.shard}: each rank holds the whole of a reader; leave it out"
+            )
         return self
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 def _no_bool(value: object) -> object:
@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(gt=0), Number]
 Count = Annotated[int, Field(ge=0), Number]
 Rate = Annotated[float, Field(gt=0), Number]
 Share = Annotated[float, Field(ge=0, lt=1), Number]
+Place = Annotated[Path, AfterValidator(Path.expanduser)]  # a shell expands ~ only where a word begins
 
 
 class Strict(BaseModel):
@@ -61,7 +62,7 @@ class ModelRecipe(Strict):
 class TokenizerRecipe(Strict):
     """An existing tokenizer, or one trained on the data."""
 
-    path: Path | None = None
+    path: Place | None = None
     """a tokenizer.json, or a directory that holds one; without it a byte-level BPE is trained"""
     vocab_size: Positive = 8192
     """entries of the tokenizer that is trained"""
@@ -232,7 +233,7 @@ class RunRecipe(Strict):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """decides weights, order of data and dropout"""
-    out: Path
+    out: Place
     """the run directory"""
     train: LoopRecipe
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bedplate.data.examples import SortedEvalLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
 from bedplate.metrics.classification import accuracy, macro_f1
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.classifier import Classifier
@@ -78,12 +78,13 @@ class Classify:
 
 
 def predict_labels(
-    module: Classifier, tokenizer: Tokenizer, texts: Sequence[str], sequence_length: int
+    module: Classifier, tokenizer: Tokenizer, texts: Sequence[str], reading: Reading
 ) -> list[dict[str, Any]]:
     """[{"label", "score", "scores": {label: probability}}], one a text, in order."""
     if not texts:
         return []
-    rows = encode_rows(tokenizer, texts, None, sequence_length, framed=module.config.is_encoder)
+    lengths = reading.sequence_length, reading.max_tokens
+    rows = encode_rows(tokenizer, texts, None, *lengths, framed=module.config.is_encoder)
     return as_predictions(Classify(module).logits(SortedEvalLoader(rows))[0], module.labels)
 
 

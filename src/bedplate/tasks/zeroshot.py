@@ -30,6 +30,7 @@ BETWEEN = "\n\n"  # examples, and the text that is asked about
 EXAMPLES_SHARE = 0.6  # of the context, at most; the rest is the text's
 LEAST = 8  # tokens of an example's text, below which it says nothing
 LONGEST_TOKEN = 128  # characters; what a longer text has behind this many times the tokens asked for is not read
+AT_ONCE = 256  # texts whose prompts are held as tokens
 TEMPERATURE = 0.1  # of similarities, which lie between -1 and 1
 
 
@@ -188,7 +189,8 @@ class Prompt:
 
     def scores(self, texts: Sequence[str]) -> Tensor:
         """Logits `(T, C)` over the labels, whose softmax is what the model believes; each text by itself."""
-        found = self._log_likelihoods([self._fitting(text) for text in texts])
+        parts = range(0, len(texts), AT_ONCE)
+        found = torch.cat([self._log_likelihoods([self._fitting(t) for t in texts[i : i + AT_ONCE]]) for i in parts])
         if self.template.label_first or not self.calibrate:
             return found
         return found - self._content_free()
