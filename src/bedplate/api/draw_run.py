@@ -207,15 +207,16 @@ class DrawRun(PictureRun[DrawRecipe]):
         self.module.eval()
         model, draw = self.model(), np.random.default_rng(self.recipe.seed)
         shown = {}
-        learnt = {texts[0].lower() for texts in self.parts["train"].texts}
+        template, room = self.recipe.objective.templates[0], self.module.config.text_length
+        written = {
+            part: sorted({template.replace("{}", texts[0]) for texts in pairs.texts})
+            for part, pairs in self.parts.items()
+        }
+        learnt = {name.lower() for name in written["train"]}
+        written["val"] = [name for name in written.get("val", []) if name.lower() not in learnt]
         for heading, part in (("Names that training saw", "train"), ("Names that it never saw", "val")):
-            if part in self.parts:
-                template, room = self.recipe.objective.templates[0], self.module.config.text_length
-                names = sorted({template.replace("{}", texts[0]) for texts in self.parts[part].texts})
-                if part == "val":
-                    seen = {template.replace("{}", name) for name in learnt}
-                    names = [name for name in names if name.lower() not in {each.lower() for each in seen}]
-                names = [name for name in names if len(self.tokenizer.encode(name).ids) < room]
+            names = [name for name in written[part] if len(self.tokenizer.encode(name).ids) < room]
+            if names:
                 chosen = [names[i] for i in draw.permutation(len(names))[:PROMPTS]]
                 images = iter(model.draw(chosen, n=EACH, seed=self.recipe.seed))
                 shown[heading] = {name: [next(images) for _ in range(EACH)] for name in chosen}

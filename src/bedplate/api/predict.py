@@ -102,6 +102,8 @@ def predict(
             raise InputError(f"{name}: the text is empty; remove it or fill it in")
     chosen = label_options(labels, examples, shots, seed or 0, options)
     if seed is not None and not isinstance(examples, str | Path):
+        if labels is not None:
+            raise InputError(f"seed={seed} draws examples from a file; give one as examples, or leave it out")
         chosen["seed"] = seed  # of what is written; what writes nothing by chance says that it has none
     options |= chosen
     return loaded.predict([text for _, text in named], **options)
