@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -344,6 +345,12 @@ def test_a_classifier_reads_afterwards_as_it_was_taught(tmp_path: Path, tiny_fin
         json.loads((Path(again["model"]) / "tokenizer_config.json").read_text("utf-8"))["classify"]["max_tokens"]
         is None
     )
+    bare = tmp_path / "bare"
+    shutil.copytree(tmp_path / "run" / "model", bare)
+    (bare / "tokenizer_config.json").unlink()
+    bedplate.finetune(tiny_finetune(tmp_path / "foreign", f"base={bare}", *SHORT))
+    written = json.loads((tmp_path / "foreign" / "model" / "tokenizer_config.json").read_text("utf-8"))
+    assert {"eos_token", "pad_token", "classify"} <= written.keys()
     config["classify"]["sequence_length"] = 10**6
     (tmp_path / "run" / "model" / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="'classify' holds"):

@@ -66,6 +66,7 @@ def test_an_adapter_learns_the_task_and_leaves_the_base(adapted: Path, labelled:
     assert {path.name for path in (adapted / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
+        "tokenizer_config.json",  # how it was taught to read
     }
     assert bedplate.evaluate(adapted, labelled)["metrics"]["accuracy"]["value"] == 1
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, adapted / "model"))
@@ -116,6 +117,16 @@ def test_options_are_in_the_adapter_too(
     bedplate.finetune(tiny_finetune(tmp_path / "run", *RANK, *overrides, "train.epochs=1"))
     expected = bedplate.predict(tmp_path / "run/model", TEXTS)
     close(bedplate.predict(tiny_model, TEXTS, adapter=tmp_path / "run"), expected)
+
+
+def test_an_adapter_keeps_how_texts_are_read(tmp_path: Path, tiny_finetune: Any, tiny_model: Path) -> None:
+    options = "adapter.rank=2", "train.steps=1", "train.sequence_length=6", "data.max_tokens=9"
+    bedplate.finetune(tiny_finetune(tmp_path / "run", *options))
+    alone, merged = bedplate.load(tmp_path / "run" / "adapter"), bedplate.load(tmp_path / "run")
+    assert alone.tokenizer_config["classify"] == merged.tokenizer_config["classify"]
+    assert alone.tokenizer_config["classify"] == {"sequence_length": 6, "max_tokens": 9}
+    alone.unload_adapter()
+    assert "classify" not in alone.tokenizer_config
 
 
 def test_rank_0_is_full_fine_tuning(tmp_path: Path, tiny_finetune: Any) -> None:

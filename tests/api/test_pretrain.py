@@ -149,7 +149,7 @@ def test_neither_samples_nor_depth_add_to_what_is_compiled(tmp_path: Path, tiny_
     def graphs(*overrides: str) -> int:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        given = "train.compile=true", "train.steps=1", "objective.document_weight=1"
+        given = "train.compile=true", "train.steps=1", "data.isolate_documents=true"
         bedplate.pretrain(tiny_recipe(tmp_path / f"run-{len(overrides)}", *given, *overrides))
         return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 

@@ -227,3 +227,10 @@ def test_a_key_that_no_picture_has_is_told(tmp_path: Path) -> None:
         read_pairs(path, text="name", group="bse")
     with pytest.raises(InputError, match=r"no picture has 'keywrds' beside it"):
         read_pairs(path, text="name,keywrds")
+    assert read_pairs(path, text="name,keywrds", strict=False).texts == [("heart",)]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "1.png").write_bytes(png(1))
+    (tmp_path / "folder" / "1.txt").write_text("a heart")
+    assert read_pairs(tmp_path / "folder", text="caption").texts == [("a heart",)]
+    both = write_tar(tmp_path / "y.tar", members | {"1.txt": b"a heart"})
+    assert read_pairs(both, text="txt", group="base").groups == ["heart"]

@@ -73,4 +73,7 @@ def test_other_scripts_have_words_too() -> None:
     assert russian["rouge1"][0] == pytest.approx(0.75) and russian["rougeL"][0] == pytest.approx(0.75)
     assert rouge_scores(["今天下雨"], [["今天下雪"]])["rouge1"][0] == pytest.approx(0.75)
     assert lead("Это первое. Это второе.") == "Это первое." and lead("So geht es. Ärger folgt.") == "So geht es."
+    assert lead("It rained in Rome.\n\n12 people were hurt. Then more.") == "It rained in Rome."
+    hindi = rouge_scores(["हिन्दी में लिखा"], [["हिन्दी और उर्दू"]])
+    assert hindi["rouge1"][0] == pytest.approx(1 / 3)
     assert lead("It cost 3. 5 of them e.g. this one. Then more.") == "It cost 3. 5 of them e.g. this one."

@@ -211,7 +211,7 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         log.say(f"Questions (captions are one each): {counts['train_questions']:,} to train on.")
 
     def _eval_loader(self, name: str, part: Asked) -> QuestionEvalLoader:
-        rows = min(SCORED_ROWS, -(-len(part) // self.ranks.data_size))
+        rows = min(SCORED_ROWS, self.scored_rows(len(part)))
         store = self.store(name, part, self.processor.size)
         return QuestionEvalLoader(part, self.tokenizer, rows, store, None, *self.shares)
 

@@ -74,7 +74,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         parts: dict[str, Pairs] = {}
         for name, paths in (("test", data.test_path), ("val", data.val_path)):
             if paths:
-                parts[name] = read_pairs(paths, data.image, data.text, data.group)
+                parts[name] = read_pairs(paths, data.image, data.text, data.group, strict=False)
         if "val" not in parts and data.val_fraction:
             concepts = read_pairs(data.path, data.image, data.text, data.concept).groups if data.concept else None
             train, parts["val"] = split_pairs(train, data.val_fraction, recipe.seed, concepts)

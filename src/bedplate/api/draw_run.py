@@ -109,7 +109,7 @@ class DrawRun(PictureRun[DrawRecipe]):
         held: list[Pairs] = []
         self.held_out: list[str] = []
         if data.val_path:
-            held.append(read_pairs(data.val_path, data.image, data.text, data.group))
+            held.append(read_pairs(data.val_path, data.image, data.text, data.group, strict=False))
             same = same_images(train, held[0])
             if len(same) == len(train):
                 raise InputError("every picture to train on is also one that is held out; give others")

@@ -112,7 +112,7 @@ def evaluate(
         others |= {name: options.pop(name, None) for name in ("examples", "shots", "method", "calibrate")}
         if name := next((name for name, value in others.items() if value is not None), None):
             raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
-        if "judge" not in options:  # nothing is drawn
+        if type(loaded).__name__ != "DrawModel":  # nothing is drawn
             options.pop("seed", None)
         assert data is not None
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)

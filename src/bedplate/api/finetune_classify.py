@@ -17,7 +17,7 @@ from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
-from bedplate.data.tokenizer import save_tokenizer
+from bedplate.data.tokenizer import save_tokenizer, tokenizer_config
 from bedplate.errors import InputError
 from bedplate.metrics.classification import confusion_matrix
 from bedplate.models.classifier import Classifier
@@ -35,7 +35,8 @@ class ClassifyRun(FinetuneRun):
 
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
-        base.tokenizer_config |= Reading(self.length, self.recipe.data.max_tokens).to_config()
+        config = dict(base.tokenizer_config) or tokenizer_config(self.tokenizer, self.context)
+        base.tokenizer_config = config | Reading(self.length, self.recipe.data.max_tokens).to_config()
         self.timed("data", lambda: self._read(log))
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
@@ -91,7 +92,8 @@ class ClassifyRun(FinetuneRun):
 
     def trainer(self, log: RunLog) -> Trainer:
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
-        val = SortedEvalLoader(self.rows["val"]) if "val" in self.rows else None
+        most = self.recipe.train.micro_batch_size
+        val = SortedEvalLoader(self.rows["val"], most=most) if "val" in self.rows else None
         data = Data(
             partial(prefetch, loader, pin=self.hardware.device.type == "cuda"), None if val is None else val.__iter__
         )

@@ -14,6 +14,7 @@ from bedplate.data.examples import Reading
 from bedplate.data.images import SUFFIXES
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.sources import content_hash
+from bedplate.data.tokenizer import tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.model import Model
 from bedplate.measure.transfer import Transfer
@@ -69,7 +70,9 @@ class TextStudy(Study):
 
     def save(self, directory: Path, card: str) -> None:
         of = self.base
-        config = dict(of.tokenizer_config) | Reading(self.comparison.length).to_config()
+        tokenizer, context = of.need_tokenizer(), of.config.max_position_embeddings
+        config = dict(of.tokenizer_config) or tokenizer_config(tokenizer, context)
+        config |= Reading(self.comparison.length).to_config()
         Model(self.module, of.tokenizer, card, of.special, config).save(directory)
 
     @property

@@ -48,6 +48,7 @@ class DetectRun(VisionRun):
             base = self.base
             what = "boxes and scores" if base.labels == self.classes else "boxes, not its scores of other labels,"
             log.say(f"The base is a detector: its {what} go on from where they were.")
+        self.base = None  # its weights are copied
         self.module = self.placed(kind.of(base, self.classes, image_size=size, dropout=dropout, seed=recipe.seed))
         self.task = Detect(
             self.module,

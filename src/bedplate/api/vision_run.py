@@ -31,7 +31,7 @@ class VisionRun(PictureRun[VisionRecipe]):
     default_size: ClassVar[tuple[int, int]] = (32, 32)
     default_fit: ClassVar[str] = "stretch"
     module: VisionModule | SimCLR
-    base: VisionModule | None = None  # what `make_encoder` has read
+    base: VisionModule | None = None  # what a detector begins with, where that is one itself
 
     def make_encoder(self, log: RunLog) -> VisionModel:
         """What reads pictures: the base's, or a fresh one; `processor` follows from both and the recipe.
@@ -48,7 +48,7 @@ class VisionRun(PictureRun[VisionRecipe]):
         fit: Any = recipe.data.fit or (base.processor.fit if base is not None and inherits else self.default_fit)
         self.processor = ImageProcessor(size, fit=fit, flip=recipe.evaluate.flip)
         if base is not None:
-            self.base, its = base.module, base.processor
+            self.base, its = base.module if recipe.task == "detect" else None, base.processor
             self.processor = ImageProcessor(size, its.mean, its.std, fit, recipe.evaluate.flip)
             if its.size != size:
                 log.say(

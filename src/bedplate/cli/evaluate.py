@@ -49,7 +49,7 @@ def command(
     judge: Annotated[str | None, typer.Option(help="A CLIP that judges a model that draws, trained apart.")] = None,
     sequence_length: Annotated[
         int | None,
-        typer.Option(help="Tokens of a row.", show_default="the model's context, at most 1024; a classifier's 512"),
+        typer.Option(help="Tokens of a row.", show_default="the context, at most 1024; a classifier's as trained"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows at one time.")] = 8,
     isolate_documents: Annotated[

@@ -135,7 +135,7 @@ class EvalLoader:
         stream: Where the tokens come from.
         sequence_length: Tokens in a row (T).
         batch_size: Rows of a batch.
-        max_batches: So many batches alone, at equal distances, so that all parts of a text count; None for all.
+        max_batches: So many batches of rows at equal distances, so that all parts of a text count; None for all.
         isolate_documents: As for `TextLoader`.
         rank, world_size: This process among all (W). It gets batches rank, rank + W, ...; where they run out, one
             without targets, so that every rank has as many.
@@ -158,10 +158,11 @@ class EvalLoader:
             raise InputError(f"the evaluation text has {len(stream)} tokens, but 2 are needed; give more text")
         self._stream, self._length, self._batch_size = stream, sequence_length, batch_size
         self._isolate = isolate_documents
-        self._starts = range(0, len(stream) - 1, sequence_length)
-        batches = -(-len(self._starts) // batch_size)
-        self._batches = batches if max_batches is None else min(batches, max_batches)
-        self._places = np.linspace(0, batches - 1, self._batches).round().astype(int).tolist()
+        self._starts: Sequence[int] = range(0, len(stream) - 1, sequence_length)
+        if max_batches is not None and (rows := max_batches * batch_size) < len(self._starts):
+            # Chosen one by one, so that ranks with fewer rows in a batch have the same ones.
+            self._starts = [self._starts[i] for i in np.linspace(0, len(self._starts) - 1, rows).round().astype(int)]
+        self._batches = -(-len(self._starts) // batch_size)
         self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -178,7 +179,6 @@ class EvalLoader:
 
     def batch(self, step: int) -> Batch:
         """Return the batch at a place in the order."""
-        step = self._places[step]
         starts = self._starts[step * self._batch_size : (step + 1) * self._batch_size]
         rows = []
         for start in starts:

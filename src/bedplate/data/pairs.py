@@ -129,7 +129,9 @@ class _Wanted:
                 )
 
 
-def read_pairs(path: Paths, image: str | None = None, text: Columns = None, group: str | None = None) -> Pairs:
+def read_pairs(
+    path: Paths, image: str | None = None, text: Columns = None, group: str | None = None, *, strict: bool = True
+) -> Pairs:
     """Find the pictures that `path` names, in a fixed order, with their texts.
 
     - A tar archive: pictures `KEY.png` with `KEY.json` or `KEY.txt` (WebDataset).
@@ -148,6 +150,8 @@ def read_pairs(path: Paths, image: str | None = None, text: Columns = None, grou
             captions, the others keywords. Guessed by name.
         group: Column or key by whose equal values pictures mean the same. By default that is the first text, whatever
             its case.
+        strict: Whether all of these must be there; else keywords and groups may be missing, as in other pictures to
+            score by.
 
     Raises:
         InputError: Nothing found, no texts, a column that is not there or cannot be guessed, or damaged files.
@@ -174,7 +178,8 @@ def read_pairs(path: Paths, image: str | None = None, text: Columns = None, grou
             f"{shown(path)}: none of {len(rows)} pictures has a text{asked}; name the column or key by data.text, or "
             f"put a .txt of the same name beside each"
         )
-    wanted.need_all(path)
+    if strict:
+        wanted.need_all(path)
     if textless:
         dropped["pictures without a text"] += len(textless)
     return Pairs(
@@ -269,8 +274,10 @@ def _read(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_Row]:
     elif not path.is_file():
         raise InputError(f"{name}: no such file or folder (from {Path.cwd()}); check the spelling of the path")
     elif is_picture(name):
+        wanted.there.update(wanted.texts or ())  # its text has no name
         yield _beside(path)
     elif path.suffix.lower() == ".json":
+        wanted.there.update(wanted.texts or ())
         yield from _read_coco(path)
     elif _kind(name) == "tar":
         yield from _read_tar(str(path), wanted, dropped)
@@ -309,7 +316,7 @@ def _read_tar(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_Ro
     for member in tar_pictures(name, dropped):
         values: Any = {}
         where = member.image.where
-        if "json" in member.beside and wanted.texts != ("txt",):
+        if "json" in member.beside and (wanted.texts != ("txt",) or wanted.group):
             where, values = beside_value(member, "json", source)
             values = values if isinstance(values, dict) else {"caption": values}
         if "txt" in member.beside:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bedplate.data.examples import READING
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config, save_tokenizer
 from bedplate.errors import InputError
 from bedplate.hub.directory import Unfilled, layout_name, read_special_tokens
@@ -138,6 +139,8 @@ def save_adapter(directory: Path, model: Model, recipe: AdapterRecipe, base: str
         if model.tokenizer is not None:
             save_tokenizer(model.tokenizer, directory, module.config.max_position_embeddings, model.tokenizer_config)
         write_json(directory / "generation_config.json", model.special.to_hf())
+    elif READING in model.tokenizer_config:
+        write_json(directory / "tokenizer_config.json", {READING: model.tokenizer_config[READING]})
 
 
 def base_of(directory: Path) -> str:
@@ -181,6 +184,10 @@ def attach(model: Model, source: str | Path) -> None:
         model.tokenizer_config = load_tokenizer_config(directory) or model.tokenizer_config
         if (directory / "generation_config.json").is_file():
             model.special = read_special_tokens(directory)
+    else:
+        reading = {READING: values[READING]} if READING in (values := load_tokenizer_config(directory)) else {}
+        others = {key: value for key, value in plain.tokenizer_config.items() if key != READING}
+        model.tokenizer_config = others | reading
 
 
 def detach(model: Model) -> None:

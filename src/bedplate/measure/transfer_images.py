@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from bedplate.data.augment import ImageAugment
 from bedplate.data.image_files import LabelledImages
@@ -136,6 +136,9 @@ class TransferImages(Comparison[NDArray[np.int64]]):
         module = ViT.of(self.encoder, self.classes, pooling=self.pooling, dropout=recipe.model.dropout)
         if arm == SCRATCH:
             module.init_weights(seed)
+        elif module.score.weight.any():  # a base of the same labels: few of them are to be learnt, not known
+            nn.init.zeros_(module.score.weight)
+            nn.init.zeros_(module.score.bias)
         store = self.train.larger or self.train.store
         loader = ImageLoader(self.train.images, recipe.train.batch_size, seed, store, among=sample)
         steps = steps_of(recipe, loader.steps_per_epoch, LEAST_STEPS)

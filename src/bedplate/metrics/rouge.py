@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from bedplate.metrics.intervals import Floats, ratio_interval
 
 NAMES = ("rouge1", "rouge2", "rougeL")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=(?P<next>\w))|(?<=[。！？])|\n\s*\n")
+BLANK_LINE = re.compile(r"\n\s*\n")
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # of Chinese and Japanese signs
 
 
@@ -66,13 +68,17 @@ class _UnicodeWords:
     """A tokenizer in the library's form."""
 
     def tokenize(self, text: str) -> list[str]:
-        return WORDS.findall(text.lower())
+        marked = unicodedata.normalize("NFC", text.lower())
+        # Marks stay with their letters, as the vowels of Hindi's words do: for Python they are no part of a word.
+        return WORDS.findall("".join("\u02bc" if unicodedata.category(c)[0] == "M" else c for c in marked))
 
 
 def lead(document: str) -> str:
     """The first sentence: the baseline that a summariser has to beat."""
     text = document.strip()
     for found in SENTENCE_END.finditer(text):
+        if BLANK_LINE.search(found.group()):
+            return text[: found.start()]
         following = found["next"]
         if following is None or (
             following.isalpha() and following == following.upper()

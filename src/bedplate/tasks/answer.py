@@ -213,9 +213,9 @@ def written(
     for start in range(0, len(prompts), each):
         here, part = rows[start : start + each], list(prompts[start : start + each])
         shown, counts = torch.unique_consecutive(torch.tensor(here), return_counts=True)
-        pictures = module.seen(pixels[shown.to(pixels.device)])
-        seen = pictures.repeated(counts.to(pixels.device), module.config.picture)
         with uncompiled():
+            pictures = module.seen(pixels[shown.to(pixels.device)])
+            seen = pictures.repeated(counts.to(pixels.device), module.config.picture)
             texts = module.generate(seen, part, max_new_tokens=max_new_tokens, stop_ids={end}, **options)
         scores = [0.0] * len(texts)
         if scored:
