@@ -81,7 +81,7 @@ def evaluate(
         scoring: of a suite: causal, masked or both; see `Scorer`.
         progress: called with a line as each task of a suite is done.
         column: column of the text (default: `text`, for a classifier guessed).
-        sequence_length: tokens of a row (default: the model's context, at most 1,024; 512 for a classifier).
+        sequence_length: tokens of a row (default: the context, at most 1,024; a classifier's as it was trained).
         batch_size: rows at one time, of a language model.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
@@ -112,7 +112,9 @@ def evaluate(
         others |= {name: options.pop(name, None) for name in ("examples", "shots", "method", "calibrate")}
         if name := next((name for name, value in others.items() if value is not None), None):
             raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
-        if type(loaded).__name__ != "DrawModel":  # nothing is drawn
+        from bedplate.hub.draw_model import DrawModel
+
+        if not isinstance(loaded, DrawModel):  # nothing is drawn
             options.pop("seed", None)
         assert data is not None
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
