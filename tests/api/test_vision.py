@@ -270,7 +270,7 @@ def test_a_detector_is_not_trained_for_a_test_that_cannot_score_it(scenes: Path,
     with pytest.raises(InputError, match="none of the 24 pictures to score once, at the end holds a box"):
         bedplate.pretrain(recipe, f"data.test_path={bare}")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match=r"every picture in data\.val_path is also one that is scored"):
+    with pytest.raises(InputError, match=r"every picture held out .* is also one that is scored"):
         bedplate.pretrain(recipe, f"data.test_path={scenes / 'val'}")
     result = bedplate.pretrain(recipe, f"data.test_path={both}", "train.steps=1", "train.batch_size=4")
     assert result["data"]["val"] == 20 and result["data"]["test"] == 4

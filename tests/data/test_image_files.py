@@ -18,7 +18,6 @@ from bedplate.data.image_files import (
     LabelledImages,
     fingerprint,
     read_images,
-    same_images,
     sample_images,
     split_images,
 )
@@ -343,16 +342,6 @@ def test_parts_in_proportion(labels: list[str], seed: int, draw: st.DataObject) 
     larger = sample_images(data, len(labels), seed)
     assert set(part.sources) <= set(larger.sources) and larger == data
     assert all(labels[int(ref.where)] == label for ref, label in zip(part.images, part.labels or (), strict=True))
-
-
-def test_the_same_pictures_on_both_sides(tmp_path: Path) -> None:
-    for seed in range(4):
-        save(tmp_path / "train" / f"{seed}.png", seed)
-    write_parquet(tmp_path / "test.parquet", [*hub_rows(6)[4:], {"bytes": png(2), "path": None}], None)
-    (tmp_path / "train" / "4.png").write_bytes(b"")
-    copied = encoded(noise(8, 8, 2))
-    (tmp_path / "train" / "2.png").write_bytes(copied)
-    assert same_images(read_images(tmp_path / "train"), read_images(tmp_path / "test.parquet")).tolist() == [2]
 
 
 def test_fingerprints_are_of_the_contents(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -17,8 +17,8 @@ from bedplate.api.answer_report import write_answer_report
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.vision_classify import said
 from bedplate.api.vision_run import trunk_config
+from bedplate.data.apart import keep_apart
 from bedplate.data.augment import ImageAugment
-from bedplate.data.image_files import same_images
 from bedplate.data.question_loader import QuestionEvalLoader, QuestionLoader, answer_ids, within
 from bedplate.data.questions import Asked, read_questions
 from bedplate.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer, vocabulary_size
@@ -170,15 +170,9 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         for name, paths in (("test", data.test_path), ("val", data.val_path)):
             if paths:
                 parts[name] = read_questions(paths, **columns)
-        same = 0
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = train.split(data.val_fraction, seed)
-        if {"val", "test"} <= parts.keys():
-            parts["val"], same = without(parts["val"], parts["test"], "in data.val_path")
-        for part in parts.values():
-            train, count = without(train, part)
-            same += count
-        self.parts = {"train": train, **parts}
+        self.parts, same = keep_apart({"train": train, **parts})
         self.asked = {name: part.questions for name, part in self.parts.items()}
         self.found: dict[str, Any] = {
             **{name: len(part) for name, part in self.parts.items()},
@@ -301,14 +295,6 @@ class AnswerRun(PictureRun[AnswerRecipe]):
     def write_report(self, record: dict[str, Any]) -> None:
         images = self.parts[self.scored["on"]].images if self.scored else []
         write_answer_report(self.out, record, self.timings, self.scored, images)
-
-
-def without(train: Asked, scored: Asked, which: str = "to train on") -> tuple[Asked, int]:
-    """`train` without the pictures that are scored, and their number; see `vision_classify.without_same`."""
-    found = same_images(cast(Any, train), cast(Any, scored))
-    if len(found) == len(train):
-        raise InputError(f"every picture {which} is also one that is scored in another part; give others")
-    return train.select(np.setdiff1d(np.arange(len(train)), found)), len(found)
 
 
 def shown(rows: Sequence[Answered], questions: Sequence[Sequence[Any]]) -> dict[str, list[dict[str, Any]]]:

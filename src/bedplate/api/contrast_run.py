@@ -17,12 +17,11 @@ from bedplate.api.contrast_report import write_contrast_report
 from bedplate.api.contrast_towers import CONTEXT, Towers, make_clip, make_towers
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.run import Run
+from bedplate.data.apart import USES, keep_apart
 from bedplate.data.augment import ImageAugment
-from bedplate.data.image_files import same_images
 from bedplate.data.pair_loader import PairEvalLoader, PairLoader, TextEncoder
 from bedplate.data.pairs import Pairs, read_pairs, split_pairs
 from bedplate.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
-from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.processor import ImageProcessor
 from bedplate.metrics.retrieval import retrieval
@@ -35,7 +34,6 @@ from bedplate.train.loop import Trainer
 
 PRODUCTS = 2**22  # similarities that are held at one time
 SHOWN = 24  # pictures of each kind in the report
-USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
 
 
 class ContrastRun(PictureRun[ContrastRecipe]):
@@ -78,19 +76,8 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         if "val" not in parts and data.val_fraction:
             concepts = read_pairs(data.path, data.image, data.text, data.concept).groups if data.concept else None
             train, parts["val"] = split_pairs(train, data.val_fraction, recipe.seed, concepts)
-        same = 0
-        if {"val", "test"} <= parts.keys():  # what chooses the epoch must not be what is scored at the end
-            equal = same_images(parts["val"], parts["test"])
-            if len(equal) == len(parts["val"]):
-                raise InputError("every held-out picture is also one of data.test_path; give others")
-            parts["val"] = parts["val"].select(np.setdiff1d(np.arange(len(parts["val"])), equal))
-            same = len(equal)
-        for name, part in parts.items():
-            equal = same_images(train, part)
-            if len(equal) == len(train):
-                raise InputError(f"every picture to train on is also one that is scored ({name}); give others")
-            train, same = train.select(np.setdiff1d(np.arange(len(train)), equal)), same + len(equal)
-        self.parts = {"train": train, **parts}
+        self.parts, same = keep_apart({"train": train, **parts})
+        train = self.parts["train"]
         self.tokenizer = self._tokenizer(towers, train)
         self.encoder = TextEncoder(self.tokenizer, self._context(towers), towers.end)
         templates, size = recipe.objective.templates, self.processor.size
@@ -104,7 +91,8 @@ class ContrastRun(PictureRun[ContrastRecipe]):
                 *self.shares,
                 templates=templates,
             )
-            for name, part in parts.items()
+            for name, part in self.parts.items()
+            if name != "train"
         }
         store = self.store("train", train, size)
         rows, mates = recipe.train.batch_size, recipe.objective.image_weight > 0

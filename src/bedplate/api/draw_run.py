@@ -14,9 +14,9 @@ from PIL import Image
 
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
+from bedplate.data.apart import keep_apart
 from bedplate.data.code_loader import CodeEvalLoader, CodeLoader, Codes
 from bedplate.data.combinations import held_out_combinations
-from bedplate.data.image_files import same_images
 from bedplate.data.pair_loader import TextEncoder
 from bedplate.data.pairs import Pairs, read_pairs, split_pairs
 from bedplate.data.pixel_store import PixelStore
@@ -109,11 +109,9 @@ class DrawRun(PictureRun[DrawRecipe]):
         held: list[Pairs] = []
         self.held_out: list[str] = []
         if data.val_path:
-            held.append(read_pairs(data.val_path, data.image, data.text, data.group, strict=False))
-            same = same_images(train, held[0])
-            if len(same) == len(train):
-                raise InputError("every picture to train on is also one that is held out; give others")
-            train = train.select(np.setdiff1d(np.arange(len(train)), same))
+            val = read_pairs(data.val_path, data.image, data.text, data.group, strict=False)
+            train = keep_apart({"train": train, "val": val})[0]["train"]
+            held.append(val)
         if data.hold_out:
             names = [texts[0].lower() for texts in train.texts]
             self.held_out = held_out_combinations(names, data.hold_out, seed)

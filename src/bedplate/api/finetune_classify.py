@@ -13,6 +13,7 @@ import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
 from bedplate.api.record import write_finetune_report
+from bedplate.data.apart import USES
 from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
@@ -181,6 +182,3 @@ def said(found: dict[str, Any], length: int) -> list[str]:
     if found["truncated"]:
         lines.append(f"{found['truncated']:,} texts are cut after data.max_tokens.")
     return lines
-
-
-USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}

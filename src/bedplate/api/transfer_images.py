@@ -10,9 +10,10 @@ from typing import Any
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
-from bedplate.api.vision_classify import said, without_same
+from bedplate.api.vision_classify import said
 from bedplate.api.vision_report import SEEN
 from bedplate.api.vision_run import LOADS, image_augment, store_size
+from bedplate.data.apart import keep_apart
 from bedplate.data.image_files import LabelledImages, read_images, split_images
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
@@ -107,8 +108,8 @@ def read_apart(asked: Asked) -> tuple[LabelledImages, LabelledImages, LabelledIm
         train, test = split_images(whole, min(TEST_SHARE, TEST_MOST / len(whole)), seed=0)
     else:
         train, test = whole, _labelled(asked.test, asked, whole.classes)
-    train, same = without_same(train, test)
-    return train, test, whole, same
+    parts, same = keep_apart({"train": train, "test": test})
+    return parts["train"], test, whole, same
 
 
 def _labelled(

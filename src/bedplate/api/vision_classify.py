@@ -11,11 +11,11 @@ import numpy as np
 
 from bedplate.api.vision_report import write_classification_report
 from bedplate.api.vision_run import VisionRun
+from bedplate.data.apart import USES, keep_apart
 from bedplate.data.image_files import (
     LabelledImages,
     fingerprint,
     read_images,
-    same_images,
     sample_images,
     split_images,
 )
@@ -32,7 +32,6 @@ from bedplate.train.loop import Trainer
 
 SHOWN = 24  # pictures of each kind in the report
 LOOKS = 4  # of these are shown with the model's attention
-USES = {"train": "to train on", "val": "held out to choose the best epoch", "test": "to score once, at the end"}
 
 
 class ClassifyImagesRun(VisionRun):
@@ -80,20 +79,13 @@ class ClassifyImagesRun(VisionRun):
         for name, paths in (("test", data.test_path), ("val", data.val_path)):
             if paths:
                 parts[name] = read_images(paths, data.image, data.label, classes=self.classes)
-        same = 0
         if "val" not in parts and data.val_fraction:
             train, parts["val"] = split_images(train, data.val_fraction, seed)
-        if {"val", "test"} <= parts.keys():
-            parts["val"], count = without_same(parts["val"], parts["test"], "in data.val_path")
-            same += count
-        for name in ("test", "val"):
-            if name in parts:
-                train, count = without_same(train, parts[name])
-                same += count
+        self.parts, same = keep_apart({"train": train, **parts})
         if data.labels is not None:
-            train = sample_images(train, data.labels, seed)
-        self.parts = {"train": train, **parts}
-        self.loaders = {name: self.eval_loader(name, part) for name, part in parts.items()}
+            self.parts["train"] = sample_images(self.parts["train"], data.labels, seed)
+        train = self.parts["train"]
+        self.loaders = {name: self.eval_loader(name, self.parts[name]) for name in parts}
         store = self.store("train", train, self.store_size)
         self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, store, *self.shares)
         self.found = {
@@ -177,20 +169,6 @@ class ClassifyImagesRun(VisionRun):
     def write_report(self, record: dict[str, Any]) -> None:
         images = self.parts[self.scored["on"]].images if self.scored else []
         write_classification_report(self.out, record, self.timings, self.scored, images, self.processor.seen)
-
-
-def without_same(
-    train: LabelledImages, scored: LabelledImages, which: str = "to train on"
-) -> tuple[LabelledImages, int]:
-    """`train` without the pictures that are scored, and their number; `which` names it in errors.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    found = same_images(train, scored)
-    if len(found) == len(train):
-        raise InputError(f"every picture {which} is also one that is scored in another part; give others")
-    return train.select(np.setdiff1d(np.arange(len(train)), found)), len(found)
 
 
 def said(found: Mapping[str, Any]) -> list[str]:

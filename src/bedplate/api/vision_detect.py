@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.api.vision_classify import USES
 from bedplate.api.vision_report import write_detection_report
 from bedplate.api.vision_run import VisionRun
+from bedplate.data.apart import USES, keep_apart
 from bedplate.data.augment import BoxAugment
 from bedplate.data.box_loader import BoxEvalLoader, BoxLoader, box_store, fingerprint
-from bedplate.data.boxes import BoxedImages, read_boxes
-from bedplate.data.image_files import LabelledImages, same_images
+from bedplate.data.boxes import read_boxes
 from bedplate.errors import InputError
 from bedplate.models.detector import Detector
 from bedplate.models.set_detector import SetDetector
@@ -79,20 +78,15 @@ class DetectRun(VisionRun):
             need_judge()
             if not any((~crowd).any() for crowd in part.crowd):
                 raise InputError(f"none of the {len(part)} pictures {USES[name]} holds a box: add some that do")
-        if {"val", "test"} <= parts.keys():
-            parts["val"] = _without(parts["val"], parts["test"], "in data.val_path")
-        whole = len(train)
-        for part in parts.values():
-            train = _without(train, part)
-        if len(train) < whole:
-            log.say(f"{whole - len(train):,} pictures that are scored as well were removed from the training.")
-        self.parts: dict[str, BoxedImages] = {"train": train, **parts}
+        self.parts, same = keep_apart({"train": train, **parts})
+        if same:
+            log.say(f"{same:,} pictures that are scored as well were removed from the training.")
         rows, size = self.recipe.train.batch_size, self.processor.size
         self.stores = {name: box_store(part, size, self.cache, self.workers) for name, part in self.parts.items()}
-        self.loader = BoxLoader(train, size, rows, self.recipe.seed, self.stores["train"], *self.shares)
+        self.loader = BoxLoader(self.parts["train"], size, rows, self.recipe.seed, self.stores["train"], *self.shares)
         rows = min(self.recipe.train.micro_batch_size or rows, rows // self.ranks.data_size)
         self.loaders = {
-            name: BoxEvalLoader(part, size, rows, self.stores[name], None, *self.shares) for name, part in parts.items()
+            name: BoxEvalLoader(self.parts[name], size, rows, self.stores[name], None, *self.shares) for name in parts
         }
         boxes = {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()}
         self.found: dict[str, Any] = {
@@ -169,20 +163,3 @@ class DetectRun(VisionRun):
             }
             for row, image, boxes in zip(rows, images, found, strict=True)
         ]
-
-
-def _without(part: BoxedImages, scored: BoxedImages, which: str = "to train on") -> BoxedImages:
-    """A part without the pictures that are scored in another; `which` names it in errors.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    same = same_images(_pictures_of(part), _pictures_of(scored))
-    if len(same) == len(part):
-        raise InputError(f"every picture {which} is also one that is scored in another part; give others")
-    return part.select(np.setdiff1d(np.arange(len(part)), same))
-
-
-def _pictures_of(part: BoxedImages) -> LabelledImages:
-    """The pictures alone."""
-    return LabelledImages(part.images, None, [], {})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.api.vision_classify import said, without_same
+from bedplate.api.vision_classify import said
 from bedplate.api.vision_run import VisionRun
+from bedplate.data.apart import keep_apart
 from bedplate.data.image_files import LabelledImages, fingerprint, read_images, split_images
 from bedplate.data.image_loader import ImageLoader
 from bedplate.recipe.pictures import PictureDataRecipe
@@ -46,8 +47,8 @@ def unlabelled(
     train = read_images(data.path, image, label="")
     if data.val_path:
         val = read_images(data.val_path, image, label="")
-        train, same = without_same(train, val)
-        return train, val, same
+        parts, same = keep_apart({"train": train, "val": val})
+        return parts["train"], val, same
     if data.val_fraction:
         return *split_images(train, data.val_fraction, seed), 0
     return train, None, 0

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from bedplate.data import labels as labelling
 from bedplate.data.formats import ROWS, telling_damage
-from bedplate.data.image_refs import ImageRef, Pictures, forget_files, idx_array
+from bedplate.data.image_refs import ImageRef, forget_files, idx_array
 from bedplate.data.image_tables import Found, folder_labels, read_table, read_tar
-from bedplate.data.images import SUFFIXES, BadImage
+from bedplate.data.images import SUFFIXES
 from bedplate.data.labels import check_classes, sorted_classes, unknown_label
 from bedplate.data.remote import is_remote, location
 from bedplate.data.sources import Paths, file_hashes, kind_of, resolve, shown
@@ -29,7 +29,6 @@ __all__ = [
     "LabelledImages",
     "fingerprint",
     "read_images",
-    "same_images",
     "sample_images",
     "split_images",
 ]
@@ -161,12 +160,6 @@ def sample_images(data: LabelledImages, count: int, seed: int) -> LabelledImages
     return data.select(labelling.sample_indices(data.labels or [""] * len(data), count, seed))
 
 
-def same_images(train: Pictures, scored: Pictures) -> NDArray[np.int64]:
-    """The sorted indices of `train` whose picture is also in `scored`, byte for byte: what must not be trained on."""
-    digests = {_digest(ref) for ref in scored.images} - {None}
-    return np.flatnonzero([_digest(ref) in digests for ref in train.images])
-
-
 def fingerprint(data: LabelledImages, cache_dir: str | Path) -> str:
     """Hash what the pictures are: the contents of their files, their places in these, their labels, in order.
 
@@ -187,13 +180,6 @@ def hash_pictures(images: Sequence[ImageRef], words: Sequence[object], more: str
         part = (hashes.get(ref.file, "missing"), ref.kind, ref.place, ref.size, ref.column, said)
         total.update(repr(part).encode())
     return total.hexdigest()
-
-
-def _digest(ref: ImageRef) -> bytes | None:
-    try:
-        return ref.digest()
-    except BadImage:
-        return None  # the loader counts and names it; it is the same as no other
 
 
 def _class_order(parts: Sequence[Found], labels: Sequence[str], classes: Sequence[str] | None) -> list[str]:
