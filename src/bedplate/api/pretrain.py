@@ -126,57 +126,16 @@ class Pretraining(Run[Recipe]):
         return base
 
     def trainer(self, log: RunLog) -> Trainer:
-        recipe, train = self.recipe, self.recipe.train
-        streams = [data.train for data in self.data]
-        shares = self.ranks.data_rank, self.ranks.data_size
-        own = train.batch_size // self.ranks.data_size
-        check_masked_rows(recipe.objective.masked_share, min(train.micro_batch_size or own, own))
-        loader: Loader = TextLoader(
-            streams,
-            recipe.data.weights,
-            train.sequence_length,
-            train.batch_size,
-            recipe.seed,
-            recipe.data.isolate_documents,
-            *shares,
-        )
-        masking = self._masking()
+        recipe = self.recipe
+        masking, loader, held_out = self._masking(), self._loader(), self._held_out()
+        val: Iterable[Batch] | None = held_out
         if masking is not None:
             loader = MaskedLoader(loader, masking)
-        statistics, objective = None, recipe.objective
-        if objective.document_weight:
-            loader = DocumentLoader(loader, streams, train.batch_size, objective.document_batch, recipe.seed, *shares)
-        if objective.passage_weight:
-            loader = PassageLoader(loader, streams, train.batch_size, objective.passage_batch, recipe.seed, *shares)
-        if objective.document_weight or objective.passage_weight:
-            size = vocabulary_size(self.tokenizer)
-            statistics = token_statistics(streams, size, [end_of_text_id(self.tokenizer)])
-        task: Language | Masked
-        if isinstance(self.module, MaskedLM):
-            task = Masked(self.module, self.tokenizer, self._prompts(), self.ranks.interleave)
-        else:
-            task = Language(
-                self.module,
-                self.tokenizer,
-                recipe.evaluate.prompts,
-                recipe.evaluate.sample_tokens,
-                masked_share=objective.masked_share,
-                document_weight=objective.document_weight,
-                passage_weight=objective.passage_weight,
-                token_statistics=statistics,
-                collect=self.ranks.interleave,
-            )
-        held_out = self.data[0].val
-        val: Iterable[Batch] | None = None
-        if held_out is not None:
-            rows = train.micro_batch_size or train.batch_size // self.ranks.data_size
-            batches = recipe.evaluate.batches and recipe.evaluate.batches * train.batch_size // rows
-            isolate = recipe.data.isolate_documents
-            val = EvalLoader(held_out, train.sequence_length, rows, batches, isolate, *shares)
-            val = val if masking is None else MaskedBatches(val, masking)
+            val = None if held_out is None else MaskedBatches(held_out, masking)
+        loader = self._with_documents(loader)
         return Trainer(
             recipe,
-            task,
+            self._task(),
             Data(
                 partial(prefetch, loader, pin=self.hardware.device.type == "cuda"),
                 None if val is None else val.__iter__,
@@ -185,13 +144,72 @@ class Pretraining(Run[Recipe]):
             self.out,
             self.save_model,
             log,
-            steps=train.steps,
+            steps=recipe.train.steps,
             evaluate_every=recipe.evaluate.every,
             metric=recipe.evaluate.metric,
             ranks=self.ranks,
             parallel=recipe.parallel,
             weights=self.weights,
         )
+
+    @property
+    def _shares(self) -> tuple[int, int]:
+        """(this rank, all) among those that share batches."""
+        return self.ranks.data_rank, self.ranks.data_size
+
+    def _loader(self) -> Loader:
+        """Rows of tokens as they follow each other."""
+        recipe, train = self.recipe, self.recipe.train
+        own = train.batch_size // self.ranks.data_size
+        check_masked_rows(recipe.objective.masked_share, min(train.micro_batch_size or own, own))
+        return TextLoader(
+            [data.train for data in self.data],
+            recipe.data.weights,
+            train.sequence_length,
+            train.batch_size,
+            recipe.seed,
+            recipe.data.isolate_documents,
+            *self._shares,
+        )
+
+    def _with_documents(self, loader: Loader) -> Loader:
+        """The rows, with documents and passages beside them where the recipe learns from these."""
+        objective, rows, seed = self.recipe.objective, self.recipe.train.batch_size, self.recipe.seed
+        streams = [data.train for data in self.data]
+        if objective.document_weight:
+            loader = DocumentLoader(loader, streams, rows, objective.document_batch, seed, *self._shares)
+        if objective.passage_weight:
+            loader = PassageLoader(loader, streams, rows, objective.passage_batch, seed, *self._shares)
+        return loader
+
+    def _task(self) -> Language | Masked:
+        recipe, objective = self.recipe, self.recipe.objective
+        if isinstance(self.module, MaskedLM):
+            return Masked(self.module, self.tokenizer, self._prompts(), self.ranks.interleave)
+        statistics = None
+        if objective.document_weight or objective.passage_weight:
+            ends = [end_of_text_id(self.tokenizer)]
+            statistics = token_statistics([data.train for data in self.data], vocabulary_size(self.tokenizer), ends)
+        return Language(
+            self.module,
+            self.tokenizer,
+            recipe.evaluate.prompts,
+            recipe.evaluate.sample_tokens,
+            masked_share=objective.masked_share,
+            document_weight=objective.document_weight,
+            passage_weight=objective.passage_weight,
+            token_statistics=statistics,
+            collect=self.ranks.interleave,
+        )
+
+    def _held_out(self) -> EvalLoader | None:
+        """Held-out rows, as many as so many batches of training hold."""
+        held_out, recipe, train = self.data[0].val, self.recipe, self.recipe.train
+        if held_out is None:
+            return None
+        rows = train.micro_batch_size or train.batch_size // self.ranks.data_size
+        batches = recipe.evaluate.batches and recipe.evaluate.batches * train.batch_size // rows
+        return EvalLoader(held_out, train.sequence_length, rows, batches, recipe.data.isolate_documents, *self._shares)
 
     def _masking(self) -> Masking | None:
         """What is hidden in the rows that are read from both sides; their states foretell the token after their own."""
