@@ -14,8 +14,11 @@ from PIL import Image
 import bedplate
 from bedplate.data.tokenizer import end_of_text_id, train_tokenizer, vocabulary_size
 from bedplate.errors import InputError
+from bedplate.hub import draw_model
+from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import DrawModel, draw_trunk
 from bedplate.hub.processor import ImageProcessor
+from bedplate.models.clip import Clip, ClipConfig
 from bedplate.models.dalle import Dalle, DalleConfig, Painter
 from bedplate.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
@@ -111,3 +114,53 @@ def test_a_damaged_config_is_refused(model: DrawModel, tmp_path: Path, change: d
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | change), "utf-8")
     with pytest.raises(InputError, match=said):
         bedplate.load(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def ranker(model: DrawModel) -> ClipModel:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    end = end_of_text_id(model.tokenizer)
+    config = ClipConfig.standard(
+        sizes,
+        sizes,
+        vocab_size=vocabulary_size(model.tokenizer),
+        max_position_embeddings=12,
+        image_size=16,
+        patch_size=8,
+        projection_dim=8,
+        eos_token_id=end,
+    )
+    clip = Clip(config)
+    clip.init_weights(0)
+    return ClipModel(clip.eval(), ImageProcessor((16, 16)), model.tokenizer, templates=("{label}", "my {label}"))
+
+
+@pytest.mark.parametrize("batch", [3, 64])
+def test_the_best_of_some_drawings(
+    model: DrawModel, ranker: ClipModel, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw_model, "BATCH", batch)
+    prompts = ["a red heart", "a blue heart"]
+    found = model.draw_best(prompts, ranker, 5, n=2, seed=1, temperature=1.5)
+    assert len(found) == 4 and len({image.tobytes() for _, image in found}) > 2
+    for number, (seed, image) in enumerate(found):
+        prompt, k = prompts[number // 2], number % 2
+        drawn = model.draw(prompt, n=5, seed=(1 + k) * 5, temperature=1.5)
+        texts = ranker.embed([template.replace("{label}", prompt) for template in ranker.templates]).sum(0)
+        assert seed == (1 + k) * 5 + int((ranker.embed(drawn) @ texts).argmax())
+        assert image.tobytes() == model.draw(prompt, seed=seed, temperature=1.5)[0].tobytes()
+    assert [image.tobytes() for _, image in model.draw_best(prompts, ranker, 1, seed=3)] == _bytes(
+        model.draw(prompts, seed=3)
+    )
+
+
+def test_what_cannot_be_ranked_is_refused(model: DrawModel, ranker: ClipModel) -> None:
+    with pytest.raises(InputError, match="best_of=0"):
+        model.draw_best("a red heart", ranker, 0)
+    with pytest.raises(InputError, match="prompt is empty"):
+        model.draw_best(["a red heart", " "], ranker, 2)
+    short = ClipModel(
+        ranker.module, ranker.processor, ranker.tokenizer, templates=("a picture of exactly one {label}",)
+    )
+    with pytest.raises(InputError, match=r"prompt 1 .* this model reads 12"):
+        model.draw_best("a red heart", short, 2)

@@ -9,11 +9,13 @@ from typing import Any
 
 from bedplate.data.images import SUFFIXES, Source
 from bedplate.errors import InputError
+from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel
 from bedplate.hub.load import load
+from bedplate.measure.drawings import clip_of
 from bedplate.train.hardware import choose_device
 
-MODEL = "zoo:draw-mini"
+MODEL, RANKER = "zoo:draw-mini", "zoo:clip-mini"
 
 
 def draw(
@@ -29,6 +31,8 @@ def draw(
     top_k: int | None = None,
     prefix: Source | None = None,
     keep: float | None = None,
+    best_of: int = 1,
+    ranker: ClipModel | str | Path | None = None,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
     """Draw `n` pictures of each prompt.
@@ -43,39 +47,43 @@ def draw(
         temperature: 0 draws the likeliest codes; higher is bolder.
         top_k: draw from so many codes only.
         prefix: a picture whose upper rows every drawing begins with; `keep` is their share (default: a half).
+        best_of: of so many drawings each picture is the one that `ranker` finds nearest to the prompt.
+        ranker: a CLIP, or what `load` takes (default: zoo:clip-mini).
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
 
     Returns:
-        [{"prompt", "seed", "image": a PIL image, "file": where it was written, or None}], prompt by prompt.
+        [{"prompt", "seed", "image": a PIL image, "file": where it was written, or None}], prompt by prompt; a picture
+        that was chosen has the seed that draws it alone.
 
     Raises:
-        InputError: no prompt, one that is empty or too long, a model that does not draw, or a file that is there.
+        InputError: no prompt, one that is empty or too long, a model that does not draw, a ranker that is no CLIP, or a
+            file that is there.
     """
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise InputError("nothing to draw: give a text")
     if prefix is None and keep is not None:
         raise InputError("keep is the share of a prefix's rows; give a prefix, too")
-    if n < 1:
-        raise InputError(f"n={n}: give 1 or more")
-    rows = [{"prompt": text, "seed": seed + k} for text in texts for k in range(n)]
-    files: Sequence[Path | None] = [None] * len(rows)
+    for name, value in (("n", n), ("best_of", best_of)):
+        if value < 1:
+            raise InputError(f"{name}={value}: give 1 or more")
+    if ranker is not None and best_of == 1:
+        raise InputError(f"ranker={ranker}: it chooses between drawings; give best_of, how many, such as 16")
+    files: Sequence[Path | None] = [None] * (len(texts) * n)
     if out is not None:  # what cannot be written is refused before the work
         files = targets(Path(out), texts, n, overwrite=overwrite)
     loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
     if not isinstance(loaded, DrawModel):
         raise InputError(f"{model}: does not draw; give a model of task: draw (recipes/draw.yaml)")
-    images = loaded.draw(
-        texts,
-        n=n,
-        seed=seed,
-        guidance=guidance,
-        temperature=temperature,
-        top_k=top_k,
-        prefix=prefix,
-        keep=KEEP if keep is None else keep,
-    )
-    for image, file in zip(images, files, strict=True):
+    options: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "prefix": prefix}
+    options |= {"n": n, "seed": seed, "keep": KEEP if keep is None else keep}
+    if best_of > 1:
+        chooser = ranker if isinstance(ranker, ClipModel) else clip_of(ranker or RANKER, loaded.module.device, "ranker")
+        chosen = loaded.draw_best(texts, chooser, best_of, **options)
+    else:
+        seeds = [seed + k for _ in texts for k in range(n)]
+        chosen = list(zip(seeds, loaded.draw(texts, **options), strict=True))
+    for (_, image), file in zip(chosen, files, strict=True):
         if file is not None:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +91,8 @@ def draw(
             except OSError as error:
                 raise InputError(f"{file}: cannot be written ({error}); give another place") from error
     return [
-        row | {"image": image, "file": None if file is None else str(file)}
-        for row, image, file in zip(rows, images, files, strict=True)
+        {"prompt": texts[i // n], "seed": own, "image": image, "file": None if file is None else str(file)}
+        for i, ((own, image), file) in enumerate(zip(chosen, files, strict=True))
     ]
 
 

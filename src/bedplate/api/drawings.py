@@ -14,7 +14,7 @@ from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
 from bedplate.hub.draw_model import DrawModel
 from bedplate.hub.image_tokens_model import ImageTokensModel
-from bedplate.measure.drawings import judge_of, measure_drawings
+from bedplate.measure.drawings import clip_of, measure_drawings
 from bedplate.tasks.image_tokens import ImageTokens
 
 
@@ -33,20 +33,29 @@ def evaluate_drawings(
         column: of the names (default: guessed).
         label: none: names stand in `column`, as a CLIP's texts do.
         judge: the CLIP: a model directory or zoo:NAME.
-        options: names and each of `measure_drawings`, and those of `DrawModel.draw`.
+        options: names and each of `measure_drawings`, and those of `DrawModel.draw`; `best_of` and `ranker`, as of
+            `draw`: a CLIP that was trained apart from the judge, too.
 
     Raises:
         InputError: no judge, an option that it does not have, or data without names.
     """
     if judge is None:
         raise InputError("drawings are judged by a model that knows texts and pictures: give a CLIP as judge (--judge)")
-    known = {"names", "each", "seed", "guidance", "temperature", "top_k"}
+    known = {"names", "each", "seed", "guidance", "temperature", "top_k", "best_of", "ranker"}
     if name := next((name for name in options if name not in known), None):
         raise InputError(f"{name} is no option of drawings; they have {', '.join(sorted(known))}")
     if label is not None:
         raise InputError(f"label={label!r} is of labelled pictures; give the column of the drawings' names as column")
+    if ("ranker" in options) != ("best_of" in options):
+        raise InputError("a ranker chooses between best_of drawings: give both, or neither")
+    if (ranker := options.get("ranker")) is not None:
+        if str(ranker) == str(judge):
+            raise InputError(
+                f"ranker={ranker}: what chose the drawings does not judge them; give another CLIP as judge"
+            )
+        options["ranker"] = clip_of(ranker, model.module.device, "ranker")
     pairs = read_pairs(list(data), text=column)
-    return measure_drawings(model, pairs, judge_of(judge, model.module.device), **options)
+    return measure_drawings(model, pairs, clip_of(judge, model.module.device), **options)
 
 
 def evaluate_image_tokens(

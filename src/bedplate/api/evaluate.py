@@ -121,8 +121,8 @@ def evaluate(
     chosen = label_options(
         labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
     )
-    if "judge" in options:
-        raise InputError(f"judge={options['judge']} is for models that draw, and this is none")
+    if name := next((name for name in ("judge", "best_of", "ranker") if name in options), None):
+        raise InputError(f"{name}={options[name]} is for models that draw, and this is none")
     if isinstance(loaded, ImageModel):
         others = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
         others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}

@@ -47,6 +47,8 @@ def command(
         list[str] | None, typer.Option(help="Labelled pictures, to judge a model of images by its features.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="A CLIP that judges a model that draws, trained apart.")] = None,
+    best_of: Annotated[int | None, typer.Option(help="Drawings of which a ranker keeps one.", show_default="1")] = None,
+    ranker: Annotated[str | None, typer.Option(help="With --best-of: the CLIP that chooses, not the judge.")] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the context, at most 1024; a classifier's as trained"),
@@ -81,8 +83,13 @@ def command(
     """
     from bedplate.api.evaluate import evaluate
 
-    options = {"method": method, "template": line_breaks(template), "calibrate": calibrate, "judge": judge}
-    options |= {"question": question, "kind": kind}
+    options: dict[str, Any] = {
+        "method": method,
+        "template": line_breaks(template),
+        "calibrate": calibrate,
+        "judge": judge,
+    }
+    options |= {"question": question, "kind": kind, "best_of": best_of, "ranker": ranker}
     result = evaluate(
         model,
         data or None,

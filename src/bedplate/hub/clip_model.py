@@ -81,11 +81,16 @@ class ClipModel(MultimodalModel):
         It is the mean of its vectors in all templates (arXiv 2103.00020, section 3.1.4); `template` is one or several,
         by default the model's own.
         """
-        words = list(read_labels(labels).values())
-        total = torch.zeros(len(words), self.config.projection_dim)
+        return self.templated(list(read_labels(labels).values()), template, "label")
+
+    def templated(
+        self, texts: Sequence[str], template: str | Sequence[str] | None = None, what: str = "text"
+    ) -> Tensor:
+        """A vector of each text, as of a label; `what` the texts are called in errors."""
+        total = torch.zeros(len(texts), self.config.projection_dim)
         for sentence in self.templates if template is None else checked_templates(template):
-            written = [sentence.replace(PLACE, word) for word in words]
-            total += F.normalize(self._embed_texts(written, 256, False, "label"), dim=1)
+            written = [sentence.replace(PLACE, text) for text in texts]
+            total += F.normalize(self._embed_texts(written, 256, False, what), dim=1)
         return F.normalize(total, dim=1)
 
     def embed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bedplate.data.images import Source
 from bedplate.data.pair_loader import TextEncoder
 from bedplate.data.tokenizer import load_tokenizer, save_tokenizer
 from bedplate.errors import InputError
+from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.directory import Unfilled, read_config_values, write_weights
 from bedplate.hub.folder import new_folder, write_json
 from bedplate.hub.image_model import taken
@@ -106,6 +108,44 @@ class DrawModel(MultimodalModel):
             )
             parts.append(self._pixels(codes))
         return pictures_of(parts)
+
+    def draw_best(
+        self,
+        prompts: str | Sequence[str],
+        ranker: ClipModel,
+        best_of: int,
+        *,
+        n: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[tuple[int, Image.Image]]:
+        """`n` (seed, image) of each prompt: of so many drawings each time the one that is nearest to the prompt.
+
+        That is how DALL-E's samples were chosen (arXiv 2102.12092, section 2.6). The k-th of a prompt is one of the
+        drawings with the seeds `(seed + k) * best_of` and on, and `draw` gives it again by its own seed.
+
+        Args:
+            ranker: a CLIP, whose vectors of prompts (in its templates) and drawings are compared.
+            options: those of `draw`.
+
+        Raises:
+            InputError: as of `draw`, a prompt that is too long for the ranker, or fewer than one drawing.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if best_of < 1:
+            raise InputError(f"best_of={best_of}: give 1 or more")
+        self._ids(texts)  # an empty prompt is said before the ranker meets it
+        wanted, each = ranker.templated(texts, what="prompt"), n * best_of
+        some, found = max(1, BATCH // each), list[tuple[int, Image.Image]]()
+        for first in range(0, len(texts), some):
+            part = texts[first : first + some]
+            drawn = self.draw(part, n=each, seed=seed * best_of, **options)
+            vectors = ranker.embed(drawn).view(len(part), n, best_of, -1)
+            nearest = torch.einsum("tnbp,tp->tnb", vectors, wanted[first : first + some]).argmax(2)
+            for t, k in product(range(len(part)), range(n)):
+                best = k * best_of + int(nearest[t, k])
+                found.append((seed * best_of + best, drawn[t * each + best]))
+        return found
 
     @torch.inference_mode()
     def _pixels(self, codes: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def measure_drawings(
         names: how many of the names that training saw are drawn, and told apart (default: 100, or all of fewer).
         each: drawings of a name.
         seed: chooses the names, and is that of each name's first drawing.
-        options: of `DrawModel.draw`.
+        options: of `DrawModel.draw`, or with a `ranker` of `DrawModel.draw_best`; one that is the judge says nothing.
 
     Returns:
         {"n": drawings, "metrics", "names", "threshold"} with the metrics
@@ -145,7 +145,10 @@ def _parts(name: str) -> tuple[str, str]:
 def _drawn(
     model: DrawModel, judge: Judge, names: Sequence[str], each: int, seed: int, options: dict[str, Any]
 ) -> Drawn:
-    images = model.draw(names, n=each, seed=seed, **options)
+    if "ranker" in options:
+        images = [image for _, image in model.draw_best(names, n=each, seed=seed, **options)]
+    else:
+        images = model.draw(names, n=each, seed=seed, **options)
     return Drawn(names, images, judge.embed(images).numpy().astype(np.float64))
 
 
@@ -184,13 +187,13 @@ def _share(right: npt.ArrayLike, each: int) -> dict[str, float]:
     return found | {"n": len(sums) * each}
 
 
-def judge_of(path: str | Path, device: torch.device) -> Judge:
-    """The model that judges, on a device.
+def clip_of(path: str | Path, device: torch.device, what: str = "judge") -> ClipModel:
+    """The CLIP that judges drawings or chooses between them, on a device; `what` it is called in errors.
 
     Raises:
         InputError: it does not know texts and pictures.
     """
-    judge = load(path, device)
-    if not isinstance(judge, ClipModel):
-        raise InputError(f"judge={path}: does not know texts and pictures; give a CLIP (task: contrast)")
-    return judge
+    clip = load(path, device)
+    if not isinstance(clip, ClipModel):
+        raise InputError(f"{what}={path}: does not know texts and pictures; give a CLIP (task: contrast)")
+    return clip
