@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,22 +187,55 @@ def test_the_image_tokenizer_is_measured_on_pictures(tokens: Path, pairs: Path) 
         bedplate.evaluate(tokens, pairs, label="x")
 
 
-def test_a_clip_judges_drawings(drawing: Path, pairs: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def clip(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("judges") / "clip"
     tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     recipe = {
         "task": "contrast",
-        "out": str(tmp_path / "clip"),
+        "out": str(out),
         "model": {"text": tower | {"vocab_size": 300}, "image": tower | {"image_size": 16}, "projection_dim": 16},
         "data": {"path": str(pairs), "val_fraction": 0.0, "workers": 1},
         "train": TRAIN | {"steps": 1},
     }
     bedplate.pretrain(recipe)
-    result = bedplate.evaluate(drawing, pairs, judge=tmp_path / "clip", names=5, each=2)
+    return out
+
+
+def test_a_clip_judges_drawings(drawing: Path, pairs: Path, clip: Path) -> None:
+    result = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2)
     assert result["n"] == 10 and result["names"] == 5
     shares = ("accuracy", "real_accuracy", "copied", "held_out_first", "held_out_second", "held_out_both")
     assert {*shares, "frechet", "frechet_copy"} == result["metrics"].keys()
     assert all(0 <= result["metrics"][name]["value"] <= 1 for name in shares)
     assert result["metrics"]["held_out_both"]["n"] == 4
+
+
+def test_a_clip_chooses_drawings(drawing: Path, pairs: Path, clip: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "another"  # the same CLIP under another name: what it chose, it calls right more often
+    shutil.copytree(clip, copy)
+    chosen = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2, best_of=8, ranker=copy)
+    plain = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2)
+    assert chosen["n"] == plain["n"] == 10
+    assert chosen["metrics"]["accuracy"]["value"] >= plain["metrics"]["accuracy"]["value"]
+    (row,) = bedplate.draw("red", drawing, best_of=4, ranker=clip, seed=2)
+    assert 8 <= row["seed"] < 12
+    assert row["image"].tobytes() == bedplate.draw("red", drawing, seed=row["seed"])[0]["image"].tobytes()
+
+
+def test_a_ranker_that_cannot_choose_is_refused(drawing: Path, tokens: Path, pairs: Path, clip: Path) -> None:
+    with pytest.raises(InputError, match="give best_of"):
+        bedplate.draw("x", drawing, ranker=clip)
+    with pytest.raises(InputError, match="best_of=0"):
+        bedplate.draw("x", drawing, best_of=0)
+    with pytest.raises(InputError, match=r"ranker=.* does not know texts and pictures"):
+        bedplate.draw("x", drawing, best_of=2, ranker=tokens)
+    with pytest.raises(InputError, match="give both, or neither"):
+        bedplate.evaluate(drawing, pairs, judge=clip, best_of=2)
+    with pytest.raises(InputError, match="what chose the drawings does not judge them"):
+        bedplate.evaluate(drawing, pairs, judge=clip, best_of=2, ranker=clip)
+    with pytest.raises(InputError, match="best_of is no option of a CLIP"):
+        bedplate.evaluate(clip, pairs, best_of=2)
 
 
 def test_what_is_not_for_drawing_is_refused(
