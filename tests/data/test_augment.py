@@ -20,7 +20,7 @@ from bedplate.data.randaugment import OPERATIONS, apply, randaugment
 from bedplate.errors import InputError
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-EVERYTHING = ImageAugment((0.3, 1.0), (0.5, 2.0), True, 3, (2, 9), 0.4, 0.1, 0.5, 0.2, 1.0)
+EVERYTHING = ImageAugment((0.3, 1.0), (0.5, 2.0), 1.3, True, 3, (2, 9), 0.4, 0.1, 0.5, 0.2, 1.0)
 
 
 def photos(count: int = 4, height: int = 40, width: int = 50, seed: int = 0) -> Tensor:
@@ -90,6 +90,30 @@ def test_random_crops_have_the_drawn_area_a_fitting_shape_and_any_place(size: tu
         assert ratio.min() >= 3 / 4 - 1e-4 and ratio.max() <= 4 / 3 + 1e-4
         assert ratio[fits].log().mean() == pytest.approx(0, abs=0.02)
     assert (x1 / (size[1] - (x2 - x1))).mean() == pytest.approx(0.5, abs=0.03)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1.01, 2), st.integers(0, 2**31))
+def test_zoomed_out_windows_hold_the_old_ones_and_edges_go_on(most: float, seed: int) -> None:
+    pixels = photos(3)
+    torch.manual_seed(seed)
+    old = geometry.random_crops(3, (40, 50), (0.2, 1.0), (0.75, 1.33), pixels.device)
+    padded, windows = geometry.zoomed_out(pixels, old, most)
+    edge = (padded.shape[-1] - 50) // 2
+    wide = np.pad(pixels.numpy(), ((0, 0), (0, 0), (edge, edge), (edge, edge)), mode="edge")
+    assert torch.equal(padded, torch.from_numpy(wide).float() / 255)
+    new, sides = windows - edge, old[:, 2:] - old[:, :2]
+    assert (new[:, :2] <= old[:, :2] + 1e-3).all() and (new[:, 2:] >= old[:, 2:] - 1e-3).all()
+    factors = (new[:, 2:] - new[:, :2]) / sides
+    torch.testing.assert_close(factors[:, 0], factors[:, 1], rtol=0, atol=1e-3)
+    assert (factors > 1 - 1e-3).all() and (factors < most + 1e-3).all()
+    shown = geometry.resample(padded, windows, (20, 24))[0]
+    boxes = [tuple(window) for window in windows.double().tolist()]
+    cut = [
+        each.resize((24, 20), Image.Resampling.BILINEAR, box=box)
+        for each, box in zip(as_pil(torch.from_numpy(wide)), boxes, strict=True)
+    ]
+    assert np.abs(levels(shown) - stacked(cut)).max() < 1
 
 
 @settings(max_examples=20, deadline=None)

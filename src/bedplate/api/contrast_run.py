@@ -131,6 +131,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         a = self.recipe.augment
         settings = ImageAugment(
             crop_scale=(1.0, 1.0) if a.crop_scale is None else (a.crop_scale[0], a.crop_scale[1]),
+            zoom_out=a.zoom_out,
             flip=a.flip,
             shift=a.shift,
             randaugment=(0, 0) if a.randaugment is None else (a.randaugment[0], a.randaugment[1]),

@@ -30,6 +30,8 @@ class ImageAugment:
     Attributes:
         crop_scale: Least and greatest share of the area that a crop shows; (1, 1) is no crop.
         crop_ratio: Least and greatest width / height of a crop, in pixels of the input.
+        zoom_out: Greatest factor by which what a crop shows is widened, up to 2; outside of a picture its edge goes on.
+            1 is off.
         flip: Mirror every other picture from left to right.
         shift: Greatest shift each way, in pixels of the input, black entering: the pad-and-crop of CIFAR.
         randaugment: (operations, magnitude in 0..10); (0, 0) is off. See `randaugment.randaugment`.
@@ -43,6 +45,7 @@ class ImageAugment:
 
     crop_scale: tuple[float, float] = WHOLE
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    zoom_out: float = 1.0
     flip: bool = False
     shift: int = 0
     randaugment: tuple[int, int] = (0, 0)
@@ -65,7 +68,7 @@ class ImageAugment:
         """Augment a batch: (B, 3, H, W) to float32 (B, 3, *size)."""
         size = (size, size) if isinstance(size, int) else size
         source = _size_of(pixels)
-        if tuple(self.crop_scale) == WHOLE and source == size:
+        if tuple(self.crop_scale) == WHOLE and self.zoom_out == 1 and source == size:
             pixels = geometry.as_floats(geometry.shift_and_flip(pixels, self.shift, self.flip))
         else:
             pixels = self._crop(pixels, source, size)
@@ -89,6 +92,8 @@ class ImageAugment:
         if self.shift:
             offsets = torch.randint(-self.shift, self.shift + 1, (batch, 2), device=device)
             windows = windows + offsets.repeat(1, 2)
+        if self.zoom_out > 1:
+            pixels, windows = geometry.zoomed_out(pixels, windows, self.zoom_out)
         if self.flip:
             windows = geometry.mirrored(windows, torch.rand(batch, device=device) < 0.5)
         return geometry.resample(pixels, windows, size)[0]
@@ -169,6 +174,7 @@ _RANGES = {
     "keep": (0.0, 1.0),
     "crop_scale": (1e-3, 1.0),
     "crop_ratio": (0.01, 100.0),
+    "zoom_out": (1.0, 2.0),
     "shift": (0, 1024),
     "colour": (0.0, 1.0),
     "hue": (0.0, 0.5),

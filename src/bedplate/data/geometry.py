@@ -5,6 +5,8 @@ size, with x1 > x2 where it is mirrored. Crops, flips, shifts and changes of sca
 resampled once and boxes are mapped by one rule. Nothing here waits for the device or loops over images.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,6 +58,19 @@ def random_crops(
     shape = least * (most / least) ** torch.rand(count, device=device)
     wide, tall = (share * shape).sqrt().clamp(max=1) * width, (share / shape).sqrt().clamp(max=1) * height
     return _placed(wide, tall, size)
+
+
+def zoomed_out(pixels: Tensor, windows: Tensor, most: float) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, H, W) whose edges go on, and their windows (B, 4), each wider and higher by a factor 1..`most`.
+
+    The old window lies at a random place in the new one.
+    """
+    edge = math.ceil((most - 1) * max(pixels.shape[-2:]))
+    pixels = F.pad(as_floats(pixels), (edge,) * 4, mode="replicate")
+    more = uniform(len(windows), 0, most - 1, windows.device).unsqueeze(1) * (windows[:, 2:] - windows[:, :2])
+    before = more * torch.rand_like(more)
+    windows = torch.cat([windows[:, :2] - before, windows[:, 2:] + more - before], 1)
+    return pixels, windows + edge
 
 
 def random_scales(frames: Tensor, source: Size, fit: float | Tensor, scale: tuple[float, float]) -> Tensor:

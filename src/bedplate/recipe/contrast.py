@@ -98,6 +98,8 @@ class ContrastAugmentRecipe(Strict):
     """greatest shift each way in pixels"""
     crop_scale: Pair | None = None
     """least and greatest share of a picture's area that a crop shows"""
+    zoom_out: Annotated[float, Field(ge=1, le=2), Number] = 1.0
+    """greatest factor by which what a crop shows is widened; outside of a picture its edge goes on"""
     colour: Share = 0.0
     """range of the factors of brightness, contrast and saturation"""
     randaugment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
