@@ -283,7 +283,7 @@ def test_a_run_that_stopped_early_is_resumed_to_the_same(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.pooling=mean", "the run began with model="),
+        ("model.pooling=mean", "the run began with model.pooling="),
         ("seed=3", "the run began with seed=0"),
         ("train.batch_size=8", "the run began with train.batch_size=16"),
         ("data.max_tokens=9", "the run began with data.max_tokens=None"),

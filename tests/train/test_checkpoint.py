@@ -157,6 +157,31 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         checkpoints.load()
 
 
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"step": 1}', '{"files": 3}'])
+def test_a_damaged_record_of_a_checkpoint_is_named(tmp_path: Path, text: str | None) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, checkpoint(1))
+    record = tmp_path / "step-00000001" / "state.json"
+    record.unlink() if text is None else record.write_text(text)
+    with pytest.raises(InputError, match=r"state\.json: the file is damaged or missing .* resume from the one before"):
+        checkpoints.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("metrics.jsonl", r"metrics\.jsonl:2: the line is damaged"), ("environment.json", "remove it and resume")],
+)
+def test_damaged_notes_of_a_run_are_named(
+    tiny_run: Path, tiny_recipe: Any, tmp_path: Path, name: str, said: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    lines = (run / name).read_text().split("\n")
+    (run / name).write_text("\n".join([lines[0], "{damaged", *lines[2:]]))
+    with pytest.raises(InputError, match=said):
+        bedplate.pretrain(tiny_recipe(run, "train.steps=40", "train.batch_size=16"), resume=True)
+
+
 @pytest.fixture
 def stopped(tmp_path: Path, tiny_recipe: Any) -> Any:
     """The recipe of a run whose disk was full when its second checkpoint was due, after 4 of 6 steps."""

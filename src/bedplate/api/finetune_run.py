@@ -126,10 +126,9 @@ class FinetuneRun(Run[FinetuneRecipe]):
 
     def _check_same_data(self) -> None:
         super()._check_same_data()
-        path = self.out / "environment.json"
-        if not (self.resume and self.recipe.adapter.rank and path.exists()):
+        if not (self.resume and self.recipe.adapter.rank and (self.out / "environment.json").exists()):
             return
-        began = json.loads(path.read_text("utf-8"))["data"][0]
+        began = self.environment()["data"][0]
         if any(began[key] != value for key, value in self.base_facts().items()):
             raise InputError(
                 f"{self.recipe.base}: the base is not the one that the run in {self.out} began with; put that back, or "

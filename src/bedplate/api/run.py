@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -121,7 +122,7 @@ class Run(ABC, Generic[R]):
 
     def record(self) -> dict[str, Any]:
         """What the card and the report are written from."""
-        facts = json.loads((self.out / "environment.json").read_text("utf-8"))
+        facts = self.environment()
         return {
             "name": self.out.name,
             "command": self.command,
@@ -225,12 +226,22 @@ class Run(ABC, Generic[R]):
                 raise InputError(f"{self.out}: no run to resume, and the folder is not empty; give another `out`")
             return  # killed before its first step, or never started: begin
         before, now = self.settled(self.read_recipe(path)), self.settled(self.recipe)
-        for key in now:
-            if before[key] != now[key]:
-                raise InputError(
-                    f"{path}: the run began with {key}={before[key]}, the recipe now says {now[key]}; "
-                    "resume with the same, or start a new run with another `out`"
-                )
+        for key, began, says in differing(before, now):
+            raise InputError(
+                f"{path}: the run began with {key}={began}, the recipe now says {says}; "
+                "resume with the same, or start a new run with another `out`"
+            )
+
+    def environment(self) -> dict[str, Any]:
+        """What the run wrote of its data and machine as it began."""
+        path = self.out / "environment.json"
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: the file is damaged ({error}); remove it and resume with the same data"
+            ) from None
+        return facts
 
     def check_reached(self, steps: int) -> None:
         """Refuse to resume a run that is past `steps`."""
@@ -242,7 +253,7 @@ class Run(ABC, Generic[R]):
         path = self.out / "environment.json"
         if not (self.resume and path.exists()):
             return
-        began = [source["fingerprint"] for source in json.loads(path.read_text("utf-8"))["data"]]
+        began = [source["fingerprint"] for source in self.environment()["data"]]
         if began != [source["fingerprint"] for source in self.facts()]:
             raise InputError(
                 f"{path}: the run began with other data; resume with the same files and settings of `data`, "
@@ -256,6 +267,16 @@ class Run(ABC, Generic[R]):
         checkpoints = max(1, self.recipe.checkpoint.keep + 2 - there)
         trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         return 4 * (trained * copies * checkpoints + self.parameters())
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key.path, value before, value now) of what is not equal, section by section."""
+    for key, says in now.items():
+        began = before.get(key)
+        if isinstance(says, Mapping) and isinstance(began, Mapping):
+            yield from differing(began, says, f"{section}{key}.")
+        elif began != says:
+            yield f"{section}{key}", began, says
 
 
 def without_paths(record: dict[str, Any], verb: str) -> dict[str, Any]:

@@ -192,10 +192,14 @@ class Checkpoints:
 
 def _check_files(path: Path) -> dict[str, Any]:
     """What state.json says, if every file is there and can be read."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
-    for name, size in state["files"].items():
+    remedy = "remove its checkpoint and resume from the one before"
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text("utf-8"))
+        files = dict(state["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / 'state.json'}: the file is damaged or missing ({error}); {remedy}") from None
+    for name, size in files.items():
         file = path / name
-        remedy = "remove its checkpoint and resume from the one before"
         if not file.exists() or file.stat().st_size != size:
             what = "is missing" if not file.exists() else f"has {file.stat().st_size:,} bytes and had {size:,}"
             raise InputError(f"{file}: the file is damaged (it {what}); {remedy}")

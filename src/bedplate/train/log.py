@@ -104,11 +104,28 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl file that this package wrote; a last line cut off by a killed writer is left out."""
+    """Rows of a .jsonl file that this package wrote; a last line cut off by a killed writer is left out.
+
+    Raises:
+        InputError: a line is no JSON object.
+    """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if line:
+            rows.append(_row(line, f"{path}:{number}"))
+    return rows
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: the line is damaged; remove it, or start a new run with another `out`")
+    return row
 
 
 def write_whole(path: Path, text: str) -> None:
