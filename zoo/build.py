@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import bedplate
+from bedplate.api.record import as_used
 from bedplate.api.run import without_paths
 from bedplate.hub.card import model_card
 from bedplate.recipe import PICTURES, Recipe, VisionRecipe, task_of
@@ -52,7 +53,7 @@ def main() -> None:
     record = {
         "name": args.name,
         "command": "",
-        "recipe": read_as(kind, args.run / "recipe.yaml").model_dump(mode="json"),
+        "recipe": as_used(read_as(kind, args.run / "recipe.yaml").model_dump(mode="json")),
         "parameters": sum(p.numel() for p in model.module.parameters()),
         "hardware": json.loads((args.run / "environment.json").read_text("utf-8"))["hardware"],
         "curve": curve(args.run, key),
@@ -65,10 +66,13 @@ def main() -> None:
     }
     if task in PICTURES or task in RECIPES:
         record |= {"images": task, "image_size": list(model.processor.size)}
+    else:
+        record |= {"family": model.config.family}
     if task in PICTURES:
         record |= {"classes": model.labels}
     record = without_paths(record, "pretrain") | {"command": f"bedplate pretrain recipes/{args.name}.yaml"}
-    model.card = model_card(record | yaml.safe_load(args.notes.read_text("utf-8")))
+    card = model_card(record | yaml.safe_load(args.notes.read_text("utf-8")))
+    model.card = card.replace('bedplate.load("path/to/this/folder")', f'bedplate.load("zoo:{args.name}")')
     model.save(ZOO / args.name, overwrite=True)
     sizes = {file.name: file.stat().st_size for file in (ZOO / args.name).iterdir()}
     too_large = [name for name, size in sizes.items() if size > LARGEST]

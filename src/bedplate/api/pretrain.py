@@ -267,7 +267,7 @@ class Pretraining(Run[Recipe]):
     def record(self) -> dict[str, Any]:
         masked = isinstance(self.module, MaskedLM)
         blank = {"blank": self.tokenizer.id_to_token(mask_id(self.tokenizer))} if masked else {}
-        return super().record() | blank
+        return super().record() | {"family": self.module.config.family} | blank
 
     def write_report(self, record: dict[str, Any]) -> None:
         write_report(self.out, record, self.timings)

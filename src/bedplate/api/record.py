@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,30 @@ from bedplate.train.log import read_rows
 
 Section = tuple[str, Sequence[str]]
 RECORDED = ("bedplate", "torch", "numpy", "tokenizers", "safetensors")
+
+
+OF_THE_RUN = ("dropout", "pooling", "attention", "image_size", "context", "freeze_vision")
+"""Settings of a network that a recipe gives even where a base brings the rest."""
+
+
+def as_used(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved recipe as plain data, without sizes that a base had others of."""
+    model = dict(recipe.get("model") or {})
+    bases = {
+        "text": model.get("text_base"),
+        "image": model.get("image_base"),
+        "vision": recipe.get("vision_base"),
+        "language": recipe.get("text_base"),
+    }
+    if recipe.get("base"):
+        model = _of_the_run(model)
+    model |= {name: _of_the_run(model[name]) for name, base in bases.items() if base and name in model}
+    return {**recipe, "model": model} if "model" in recipe else dict(recipe)
+
+
+def _of_the_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: _of_the_run(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    return {key: value for key, value in kept.items() if key in OF_THE_RUN or (isinstance(value, dict) and value)}
 
 
 def environment(hardware: Hardware) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from bedplate.api.folders import check_disk, make_folder, only_one, refuse_existing
-from bedplate.api.record import environment
+from bedplate.api.record import as_used, environment
 from bedplate.data.tokenizer import save_tokenizer
 from bedplate.errors import InputError, Interrupted
 from bedplate.hub.card import model_card
@@ -126,7 +126,7 @@ class Run(ABC, Generic[R]):
         return {
             "name": self.out.name,
             "command": self.command,
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": as_used(self.recipe.model_dump(mode="json")),
             "parameters": self.parameters(),
             "metrics": self.metrics(),
             "data": facts["data"],

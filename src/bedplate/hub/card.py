@@ -91,7 +91,7 @@ def model_card(record: Mapping[str, Any]) -> str:
             `name`, `description`, `license`, `language`, `base_model`, `command`: strings;
             `parameters`: a count;
             `recipe`: the resolved recipe, as plain data;
-            `classes`, `pooling` and `family`: labels of a classifier, how it reads a text, and its architecture;
+            `classes` and `pooling`: labels of a classifier, and how it reads a text; `family`: an architecture;
             `blank`: the token that a masked language model fills in;
             `images`: the task of a model of images; `image_size`: [height, width] of these; `standard`: the class of
                 `transformers` that loads it, where one does;
@@ -104,7 +104,7 @@ def model_card(record: Mapping[str, Any]) -> str:
             `hardware`: a string, or in `environment` under that key.
     """
     recipe = record.get("recipe") or {}
-    family = recipe.get("model", {}).get("preset")
+    family = recipe.get("model", {}).get("preset") or (None if record.get("classes") else record.get("family"))
     front: dict[str, Any] = {
         "library_name": "bedplate",
         "pipeline_tag": _pipeline(record),
