@@ -204,7 +204,7 @@ def test_shards_divide_what_lasts_and_tensor_ranks_divide_matrices() -> None:
     [
         ("parallel.shard=4", 6, "parallel.shard=4 x parallel.tensor=1 ranks hold one copy of the model, and 6 GPUs"),
         ("train.batch_size=6", 4, "train.batch_size=6 is not a multiple of 4 data ranks; take a multiple of 4"),
-        ("train.micro_batch_size=2", 4, "4 data ranks x train.micro_batch_size=2; take a multiple of 8"),
+        ("train.micro_batch_size=2", 4, "micro_batch_size=2; take train.micro_batch_size=1, or a multiple of 8"),
         (
             "parallel.tensor=3 train.sequence_length=129",
             3,

@@ -34,7 +34,7 @@ GPU_USABLE = 0.9  # assumed: the rest is for CUDA's context, the libraries' work
 CPU_USABLE = 0.45  # glibc keeps freed blocks: processes grew to 1.1 to 2.2 times the plan (benchmarks/plan_check.py)
 HOUR = 3600.0
 BUSY = 0.5  # load average of a machine on which somebody else works
-PLANS = "plans are of language models; a run on pictures says its parameters as it begins"
+PLANS = "task={}: plans are of language models; a run on pictures says its parameters as it begins"
 SHORT = 0.1  # seconds of a step in which a GPU may wait for Python
 
 
@@ -124,7 +124,7 @@ def plan(
         InputError: the recipe is wrong, or the GPUs cannot share it.
     """
     if (task := task_of(recipe, overrides)) in PICTURES or task in RECIPES:
-        raise InputError(PLANS)
+        raise InputError(PLANS.format(task))
     resolved = read_recipe(recipe, overrides)
     _check_options(gpus, efficiency, price, pue)
     target, given, train = _target(resolved, gpu), resolved.tokenizer.path, resolved.train

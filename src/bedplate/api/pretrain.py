@@ -66,7 +66,7 @@ def pretrain(
     task = task_of(recipe, overrides)
     if task in PICTURES or task in RECIPES:
         if dry_run:
-            raise InputError(PLANS)
+            raise InputError(PLANS.format(task))
         runs = run_vision if task in PICTURES else run_multimodal
         return runs(recipe, overrides, resume=resume, verb="pretrain")
     resolved = read_recipe(recipe, overrides)  # type: ignore[arg-type]  # pictures are done with

@@ -66,9 +66,12 @@ class Layout:
         each = ranks * (micro or 1)
         if train.batch_size % each:
             times = f" x train.micro_batch_size={micro}" if micro else ""
+            rows = train.batch_size // ranks  # of a rank, where the batch itself can be shared
+            fits = [size for size in range(1, min(rows, micro or 1) + 1) if rows % size == 0]
+            keep = f"train.micro_batch_size={fits[-1]}, or " if train.batch_size % ranks == 0 and fits else ""
             raise InputError(
                 f"train.batch_size={train.batch_size} is not a multiple of {ranks} data ranks{times}; "
-                f"take a multiple of {each}"
+                f"take {keep}a multiple of {each}"
             )
         rows = train.batch_size // ranks
         if isinstance(recipe, Recipe):
