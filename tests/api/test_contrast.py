@@ -238,3 +238,12 @@ def test_what_is_scored_at_the_end_does_not_choose_the_epoch(make: Make, tmp_pat
     recipe = make(tmp_path / "run", data=data, train={"steps": 2}, evaluate={"every": 2})
     result = bedplate.pretrain(recipe)
     assert result["data"]["val"] == 6 and result["data"]["test"] == 14
+
+
+def test_one_meaning_is_no_contrast(make: Make, tmp_path: Path, pairs: Path) -> None:
+    table = tmp_path / "one.csv"
+    files = [file for file in sorted(pairs.glob("*.png")) if file.stem not in ("20", "21")][:6]
+    with table.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("file", "text"), *((str(file), "a thing") for file in files)])
+    with pytest.raises(InputError, match=r"6 pictures of one meaning are left to train on \(0 are also scored\)"):
+        bedplate.pretrain(make(tmp_path / "run", data={"path": str(table), "val_path": None, "val_fraction": 0.0}))

@@ -22,6 +22,7 @@ from bedplate.data.augment import ImageAugment
 from bedplate.data.pair_loader import PairEvalLoader, PairLoader, TextEncoder
 from bedplate.data.pairs import Pairs, read_pairs, split_pairs
 from bedplate.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.processor import ImageProcessor
 from bedplate.metrics.retrieval import retrieval
@@ -78,6 +79,11 @@ class ContrastRun(PictureRun[ContrastRecipe]):
             train, parts["val"] = split_pairs(train, data.val_fraction, recipe.seed, concepts)
         self.parts, same = keep_apart({"train": train, **parts})
         train = self.parts["train"]
+        if len(set(train.groups)) < 2:
+            raise InputError(
+                f"data.path: {len(train)} pictures of one meaning are left to train on ({same} are also scored); "
+                "a contrast needs two or more: give other pictures, or a smaller data.val_fraction"
+            )
         self.tokenizer = self._tokenizer(towers, train)
         self.encoder = TextEncoder(self.tokenizer, self._context(towers), towers.end)
         templates, size = recipe.objective.templates, self.processor.size
