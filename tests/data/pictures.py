@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,8 @@ def write_idx(path: Path, array: NDArray[np.uint8]) -> Path:
     data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
+
+
+def killed(*_: object) -> None:
+    """Work in which the system kills the process that does it."""
+    os._exit(9)

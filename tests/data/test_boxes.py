@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from bedplate.data.box_loader import box_store
 from bedplate.data.boxes import BoxedImages, read_boxes
 from bedplate.data.image_refs import ImageRef
 from bedplate.errors import InputError
@@ -125,6 +126,8 @@ def test_crowds_are_kept_apart(tmp_path: Path) -> None:
     read = read_boxes(coco(tmp_path, rows))
     assert read.crowd[0].tolist() == [True, False] and read.counts() == {"cat": 1, "dog": 0}
     assert read.truth()[0]["crowd"].tolist() == [True, False]
+    rows = [annotation(i, 7, 5, 0, 0, 5, 5, iscrowd=crowd) for i, crowd in enumerate((True, False, None))]
+    assert read_boxes(coco(tmp_path, rows)).crowd[0].tolist() == [True, False, False]
 
 
 def test_a_class_without_a_box_is_kept_but_for_the_dummy_of_roboflow(tmp_path: Path) -> None:
@@ -152,6 +155,18 @@ def test_a_class_without_a_box_is_kept_but_for_the_dummy_of_roboflow(tmp_path: P
         ({"annotations": [annotation(4, 99, 5, 0, 0, 5, 5)]}, "annotation 4 is of image 99"),
         ({"annotations": [annotation(4, 7, 6, 0, 0, 5, 5)]}, "annotation 4: category_id 6"),
         ({"annotations": [{"id": 4, "image_id": 7}]}, "annotation 4: needs .*bbox"),
+        ({"annotations": [annotation(4, [7], 5, 0, 0, 5, 5)]}, r"annotation 4: image_id \[7\] is neither"),
+        ({"annotations": [annotation(4, 7, {}, 0, 0, 5, 5)]}, "annotation 4: category_id {} is neither"),
+        ({"annotations": [annotation(4, 7, 5, 0, 0, 5, 5, iscrowd="0")]}, "annotation 4: iscrowd '0' is neither 0 nor"),
+        ({"annotations": [annotation(4, 7, 5, 0, 0, 5, 5, iscrowd=2)]}, "annotation 4: iscrowd '2' is neither 0 nor"),
+        ({"images": [{"id": [1], "file_name": "a.png"}]}, r"image entry number 0: id \[1\] is neither"),
+        ({"images": [{"id": 1, "file_name": "a.png", "width": 100, "height": "80"}]}, "image 1 .*: height '80' is no"),
+        ({"categories": [{"id": 5, "name": 3}]}, "the name 3 of category 5 is no text"),
+        ({"categories": [{"id": {}, "name": "cat"}]}, "category entry number 0: id {} is neither"),
+        (
+            {"categories": [{"id": 5, "name": "cat", "supercategory": ["x"]}]},
+            "supercategory .* of category 5 is no",
+        ),
         (
             {"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]},
             "1 is the id of more than one",
@@ -177,13 +192,39 @@ def test_coco_that_contradicts_itself_is_refused(tmp_path: Path, change: dict, m
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     folder = coco(tmp_path / "json", [])
-    (folder / "annotations.json").write_text('{"images": [')
-    with pytest.raises(InputError, match=r"annotations.json: this is no JSON"):
+    for damaged in ('{"images": [', "[" * 100_000):
+        (folder / "annotations.json").write_text(damaged)
+        with pytest.raises(InputError, match=r"annotations.json: this is no JSON"):
+            read_boxes(folder)
+    folder = voc(tmp_path / "voc", "p", "")
+    (folder / "Annotations" / "p.xml").write_bytes(b"<?xml version='1.0' encoding='foo'?><annotation/>")
+    with pytest.raises(InputError, match=r"p.xml: this is no XML \(unknown encoding: foo\)"):
         read_boxes(folder)
-    folder = coco(tmp_path / "picture", [])
-    (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"b.png: this is no picture"):
+
+
+@pytest.mark.parametrize("name", ["labels/a.txt", "classes.txt", "data.yaml"])
+def test_yolo_files_that_are_no_utf8_are_named(tmp_path: Path, name: str) -> None:
+    folder = yolo(tmp_path, {"a": "0 0.5 0.5 1 1"}, yaml=None if name == "classes.txt" else "names: [cat, dog]\n")
+    (folder / name).write_bytes("names: [h\u00e9ron]".encode("latin-1"))
+    with pytest.raises(InputError, match=f"{name}: not UTF-8 at byte 9 .*re-encode it"):
         read_boxes(folder)
+
+
+def test_pictures_that_cannot_be_read_are_broken_and_not_the_whole_set(tmp_path: Path) -> None:
+    rows = [annotation(0, 7, 5, 0, 0, 5, 5), annotation(1, 3, 5, 50, 50, 5, 5)]
+    coco(tmp_path / "coco", rows)
+    (tmp_path / "coco" / "b.png").write_bytes(b"no picture")
+    picture(tmp_path / "voc" / "JPEGImages" / "a.jpg")
+    (tmp_path / "voc" / "JPEGImages" / "b.jpg").write_bytes(b"")
+    for name in "ab":
+        voc(tmp_path / "voc", name, voc_object("cat", 1, 1, 5, 5))
+    yolo(tmp_path / "yolo", {"a": "0 0.1 0.1 0.1 0.1", "b": "0 0.1 0.1 0.1 0.1"})
+    (tmp_path / "yolo" / "images" / "b.jpg").write_bytes(b"\xff\xd8\xff")
+    for name in ("coco", "voc", "yolo"):
+        read = read_boxes(tmp_path / name)
+        assert [len(boxes) for boxes in read.boxes] == [1, 0] and read.dropped == {}, name
+        store = box_store(read, (8, 10), tmp_path / "cache", workers=1)
+        assert store.usable.tolist() == [0] and len(store.broken) == 1 and str(read.images[1].file) in store.broken[0]
 
 
 def test_sizes_and_boxes_are_of_the_turned_picture(tmp_path: Path) -> None:
@@ -289,6 +330,21 @@ def test_yolo_is_found_in_the_usual_layouts(tmp_path: Path, pictures, labels, na
         path.write_text(text)
     read = read_boxes(tmp_path / given)
     assert read.names == ["cat", "dog"] and read.classes[0].tolist() == [1]
+
+
+@pytest.mark.parametrize("place", ["images/{}", "{}/images", "images"])
+def test_of_a_yolo_root_only_the_training_part_is_read(tmp_path: Path, place: str) -> None:
+    for part in ("train", "val", "test"):
+        image = picture(tmp_path / place.format(part) / f"{part}_1.jpg")
+        label = Path(str(image).replace("images", "labels")).with_suffix(".txt")
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("0 0.5 0.5 1 1")
+    (tmp_path / "data.yaml").write_text("names: [cat]")
+    read = read_boxes(tmp_path)
+    assert [Path(image.file).name for image in read.images] == ["train_1.jpg"]
+    assert read.dropped == {"files of other splits": 2}
+    if "{}" in place:
+        assert len(read_boxes(tmp_path / place.format("val"))) == 1
 
 
 def test_yolo_class_numbers_may_have_gaps(tmp_path: Path) -> None:

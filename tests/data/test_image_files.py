@@ -2,6 +2,7 @@ import csv
 import json
 import pickle
 import shutil
+import tarfile
 import types
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,15 @@ def test_a_folder_of_folders(tmp_path: Path) -> None:
     save(tmp_path / "__MACOSX" / "cat" / "b.png", 3)
     save(tmp_path / "stray.png", 4)
     (tmp_path / "cat" / "notes.txt").write_text("x")
+    for empty in ("bird", "fish/more", ".cache"):
+        (tmp_path / empty).mkdir(parents=True)
     data = read_images(tmp_path)
     assert shown(data) == [(1, "cat"), (2, "cat"), (0, "dog")]
     assert data.classes == ["cat", "dog"] and data.targets is not None and data.targets.tolist() == [0, 0, 1]
     assert data.sources[0] == str(tmp_path / "cat" / "b.PNG")
     assert data.dropped == {
         "hidden files": 2,
+        "empty folders": 2,
         "files of other kinds": 1,
         "pictures outside of the class folders": 1,
     }
@@ -173,6 +177,14 @@ def test_parquet_of_bytes_without_labels(tmp_path: Path) -> None:
     assert shown(read_images(tmp_path / "x.parquet")) == [(1, None), (0, None)]
 
 
+def test_a_row_of_the_hub_without_a_picture(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "x.parquet", [*hub_rows(2), {"bytes": None, "path": None}], None)
+    data = read_images(path)
+    assert shown(data.select([0, 1])) == [(0, None), (1, None)]
+    with pytest.raises(InputError, match=r"x\.parquet:3: 'image' holds no picture"):
+        data.images[2].read()
+
+
 def test_a_table_that_changes_is_read_anew(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "x.parquet", hub_rows(2), None)
     assert shown(read_images(path)) == [(0, None), (1, None)]
@@ -219,6 +231,26 @@ def test_a_tar_without_labels_has_none(tmp_path: Path) -> None:
     assert shown(read_images(path)) == [(0, None), (1, None)]
     with pytest.raises(InputError, match=r"x\.tar: no labels in 'kind'; name the column"):
         read_images(path, label="kind")
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+@pytest.mark.parametrize("damage", [b"", b"half a header", b"x" * 512])
+def test_a_tar_without_its_end_is_told(tmp_path: Path, compression: str, damage: bytes) -> None:
+    whole = write_tar(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(3)}).read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        end = archive.getmembers()[2].offset
+    path = tmp_path / f"y.tar{compression and '.'}{compression}"
+    path.write_bytes(compress(whole[:end] + damage, compression))
+    with pytest.raises(InputError, match=rf"{path.name}: truncated or corrupt \(.* in place of a member or the end"):
+        read_images(path)
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("BEDPLATE_CACHE", str(tmp_path / "file"))
+    path = write_tar(tmp_path / "x.tar.gz", {"a.png": png(0)}, "gz")
+    with pytest.raises(InputError, match=r"file/remote/\w+: cannot be made or written to \(.*set BEDPLATE_CACHE"):
+        read_images(path)
 
 
 @pytest.mark.parametrize("dash", ["-", "."])
@@ -297,9 +329,11 @@ def test_what_is_told(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("left,right,label\na.png,b.png,1\nb.png,c.png,0\n")
     (tmp_path / "c.jsonl").write_text('{"image": 5, "label": 1}\n')
     (tmp_path / "d.csv").write_text("image,label\n" + "".join(f"{i}.png,{i}\n" for i in range(30)))
+    (tmp_path / "h.csv").write_text("".join(f"{i}.png,{i % 2}\n" for i in range(9)))
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03\0\0\0\1")
     (tmp_path / "e.tar").write_bytes(b"no archive" * 100)
     write_tar(tmp_path / "f.tar", {"a.png": png(0), "a.json": b"{"})
+    write_tar(tmp_path / "i.tar", {"a.png": png(0), "a.json": b"[" * 100_000})
     write_parquet(tmp_path / "g.parquet", hub_rows(2), [0, 5], ["a", "b"])
     for name, image, label, said in [
         ("nowhere", None, None, "nowhere: no such file or folder"),
@@ -319,7 +353,9 @@ def test_what_is_told(tmp_path: Path) -> None:
         ("d.csv", None, None, "30 distinct labels in 30 rows: is 'label' the label column"),
         ("train-images-idx3-ubyte", None, None, "no IDX file of unsigned bytes, or not whole"),
         ("e.tar", None, None, "e.tar: truncated or corrupt"),
+        ("h.csv", None, None, "h.csv: its first line looks like a row, not like the names of columns; put image,label"),
         ("f.tar", None, None, "f.tar::a.json: no label can be read"),
+        ("i.tar", None, None, "i.tar::a.json: no label can be read"),
         ("g.parquet", None, None, "g.parquet:2: 'label' is 5, but the schema names 2 classes"),
     ]:
         with pytest.raises(InputError) as error:

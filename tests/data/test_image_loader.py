@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from bedplate.data.images import BadImage, fit, to_pixels
 from bedplate.data.loader import prefetch
 from bedplate.errors import InputError
 
-from .pictures import encoded, noise
+from .pictures import encoded, killed, noise
 
 SIZE = (8, 10)
 COUNT = 30
@@ -208,8 +209,59 @@ def test_too_many_broken_pictures_are_an_error(images: LabelledImages, tmp_path:
         path = tmp_path / "x" / f"{i}.jpg"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"broken" if i < 2 else Path(images.images[i].file).read_bytes())
+    data = read_images(tmp_path / "x")
     with pytest.raises(InputError, match=r"2 of 10 pictures cannot be decoded, .* the first: .*0\.jpg: no picture"):
-        PixelStore(read_images(tmp_path / "x"), SIZE, "cover", tmp_path, 1)
+        PixelStore(data, SIZE, "cover", tmp_path, 1)
+    assert PixelStore(data.select([1, 2]), SIZE, "cover", tmp_path, 1).usable.tolist() == [1], "a single one may be"
+    with pytest.raises(InputError, match="1 of 1 pictures cannot be decoded"):
+        PixelStore(data.select([1]), SIZE, "cover", tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [("npy", 0.5), ("npy", 0.0), ("npy", b"\0" * 9000), ("json", 0.5), ("json", b"[[99, 1]]"), ("json", b"null")],
+)
+def test_a_damaged_cache_is_made_anew(
+    images: LabelledImages, store: PixelStore, tmp_path: Path, suffix: str, damage: float | bytes
+) -> None:
+    PixelStore(images, SIZE, "cover", tmp_path, 1)
+    (file,) = (tmp_path / "pixels").glob(f"*.{suffix}")
+    whole = file.read_bytes()
+    file.write_bytes(damage if isinstance(damage, bytes) else whole[: int(damage * len(whole))])
+    again = PixelStore(images, SIZE, "cover", tmp_path, 1)
+    assert file.read_bytes() == whole and np.array_equal(again.pixels(np.arange(COUNT)), store.pixels(np.arange(COUNT)))
+
+
+def test_decoded_pictures_are_on_the_disk_before_they_have_their_name(
+    images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_disk(descriptor: int) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(pixel_store.os, "fsync", no_disk)
+    with pytest.raises(InputError, match=r"pixels: cannot be made or written to \(broken disk\); give another"):
+        PixelStore(images, SIZE, "cover", tmp_path, 1)
+    assert not list((tmp_path / "pixels").glob("*.npy"))
+
+
+def test_a_cache_that_cannot_be_made_is_told(images: LabelledImages, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for limit in (10**9, 0):
+        with pytest.raises(InputError, match=r"file/pixels: cannot be made or written to \(.*data\.cache"):
+            PixelStore(images, SIZE, "cover", tmp_path / "file", 1, limit)
+
+
+@pytest.mark.usefixtures("few_a_chunk")
+def test_a_killed_worker_is_told(images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PixelStore(images, SIZE, "cover", tmp_path / "not kept", 1, 0)
+    store._workers = 2
+    monkeypatch.setattr(pixel_store, "decode_all", killed)
+    monkeypatch.setattr(pixel_store, "_fill", killed)
+    for work in (lambda: PixelStore(images, SIZE, "cover", tmp_path, 2), lambda: store.pixels(np.arange(4))):
+        with pytest.raises(InputError, match=r"a worker process was killed \(out of memory\?\); give the same command"):
+            work()
+    assert not list(tmp_path.rglob("*.part"))
+    store.close()
 
 
 def test_a_picture_lost_in_training_is_an_error(images: LabelledImages, tmp_path: Path) -> None:

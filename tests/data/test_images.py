@@ -72,6 +72,8 @@ def test_transparency_is_on_white() -> None:
     for kind in ("PNG", "GIF"):
         assert array(encoded(palette, kind, transparency=1)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
     assert array(encoded(Image.new("RGB", (1, 1), (1, 2, 3)), transparency=(1, 2, 3))).tolist() == [[[255] * 3]]
+    wide = Image.fromarray(np.array([[0, 1, 257]], np.uint16))  # 0 and 1 are one grey of 8 bits
+    assert array(encoded(wide, transparency=0))[0, :, 0].tolist() == [255, 0, 1]
 
 
 def test_greys_of_any_depth() -> None:

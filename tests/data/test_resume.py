@@ -1,6 +1,7 @@
 """Preparations that are killed, and what goes on from them: the same bytes as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -112,6 +113,24 @@ def test_a_killed_process_is_gone_on_with(
     )
     assert seen[0] > 20  # of what was done nothing was tokenised again
     assert files_of(found) == files_of(whole)
+
+
+def test_a_killed_worker_is_told_and_gone_on_with(
+    tokenizer: Tokenizer, tmp_path: Path, sources: list[Path], journalled: None
+) -> None:
+    def kill() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            worker.join()
+        time.sleep(0.5)  # until the pool has seen it
+
+    options: dict[str, Any] = {"val_fraction": 0.3, "cache_dir": tmp_path / "cache"}
+    with pytest.raises(InputError, match=r"a worker process was killed \(out of memory\?\); give the same"):
+        prepare(sources, tokenizer, **options, workers=2, on_progress=at_call(10, kill))
+    seen: list[int] = []
+    found = prepare(sources, tokenizer, **options, on_progress=lambda documents, *_: seen.append(documents))
+    assert seen[0] > 20  # of what was done nothing was tokenised again
+    assert files_of(found) == files_of(prepare(sources, tokenizer, val_fraction=0.3, cache_dir=tmp_path / "whole"))
 
 
 def kill_a_preparation(tokenizer: Tokenizer, sources: list[Path], folder: Path, **options: Any) -> list[int]:

@@ -2,6 +2,7 @@ import json
 import os
 import random
 import sys
+import tarfile
 import types
 from pathlib import Path
 
@@ -150,6 +151,15 @@ def test_bad_content_is_told_by_place_and_remedy(tmp_path: Path, name: str, cont
         read(path)
     for part in [str(path), *parts]:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_a_tar_without_its_end_is_told(tmp_path: Path, compression: str) -> None:
+    whole = write_tar(tmp_path / "x.tar", {"a.txt": b"hi"}).read_bytes()
+    path = tmp_path / file_name("tar", compression)
+    path.write_bytes(compress(whole[: 2 * tarfile.BLOCKSIZE] + b"half a header", compression))
+    with pytest.raises(InputError, match=rf"{path.name}: truncated or corrupt \(.* the end of the archive\)"):
+        read(path)
 
 
 def test_wrong_encoding_far_into_a_file_is_told_by_byte(tmp_path: Path) -> None:

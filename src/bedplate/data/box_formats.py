@@ -8,17 +8,21 @@ import struct
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
 
+from bedplate.data.formats import decoded, telling_damage
+from bedplate.data.image_files import only_train
 from bedplate.data.images import FORMATS, SUFFIXES
 from bedplate.errors import InputError
 
 ORIENTATION = 0x0112  # the EXIF tag
+UNKNOWN_SIZE = (1, 1)
+"""Of a picture that cannot be read; it has no boxes, and is broken, so it is never drawn."""
 TURNED = (5, 6, 7, 8)  # orientations by which height and width change places
 NAMES_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
 WANTED = (
@@ -48,10 +52,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class BoxSet:
-    """The pictures of one path, and the classes that its files list with their ids."""
+    """The pictures of one path, the classes that its files list with their ids, and what was left out, by reason."""
 
     entries: list[Entry]
     ids: dict[str, int]
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
 def read(path: Path, names: Sequence[str] | None = None) -> BoxSet:
@@ -90,9 +95,10 @@ def _coco_file(folder: Path) -> Path | None:
 
 def _read_coco(file: Path) -> BoxSet:
     """The COCO format: https://cocodataset.org/#format-data. A bbox is x, y, width, height."""
+    text = _text(file)
     try:
-        data = json.loads(file.read_text("utf-8-sig"))
-    except ValueError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: this is no JSON ({error}); mend the file") from None
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "categories")):
         raise InputError(f"{file}: COCO JSON is an object with lists images, annotations and categories; this is none")
@@ -119,8 +125,8 @@ def _read_coco(file: Path) -> BoxSet:
     paths = [finder(where, row["file_name"]) for where, row in zip(places, rows, strict=True)]
     _once(f"{file}: images", map(str, paths), "are two entries of one picture")
     entries = [
-        Entry(path, _checked_size(where, path, row.get("height"), row.get("width")), boxes[row["id"]])
-        for where, path, row in zip(places, paths, rows, strict=True)
+        _entry(path, _checked_size(where, path, *(_side(where, row, side) for side in ("height", "width"))), found)
+        for where, path, row, found in zip(places, paths, rows, boxes.values(), strict=True)
     ]
     return BoxSet(entries, ids)
 
@@ -129,14 +135,32 @@ def _coco_box(where: str, row: Any, categories: Mapping[Any, str]) -> tuple[Any,
     """(id of the image, box) of one annotation."""
     if not isinstance(row, dict) or any(row.get(key) is None for key in ("image_id", "category_id", "bbox")):
         raise InputError(f"{where}: needs image_id, category_id and bbox; mend it or leave it out")
+    for key in ("image_id", "category_id"):
+        _check_id(f"{where}: {key}", row[key])
     if row["category_id"] not in categories:
         raise InputError(f"{where}: category_id {row['category_id']!r} is not among the categories {categories}")
     bbox = row["bbox"]
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(isinstance(each, int | float) for each in bbox):
         raise InputError(f"{where}: bbox {str(bbox)[:80]} is not a list of the 4 numbers x, y, width, height")
+    crowd = row.get("iscrowd")
+    if crowd not in (None, 0, 1):  # also false and true
+        raise InputError(f"{where}: iscrowd {str(crowd)[:80]!r} is neither 0 nor 1; mend it")
     x, y, width, height = map(float, bbox)
-    box = Box(categories[row["category_id"]], (x, y, x + width, y + height), bool(row.get("iscrowd", 0)), where)
+    box = Box(categories[row["category_id"]], (x, y, x + width, y + height), bool(crowd), where)
     return row["image_id"], box
+
+
+def _side(where: str, row: Mapping[str, Any], side: str) -> float | None:
+    """The height or width that the entry of a picture says, if any."""
+    value = row.get(side)
+    if not isinstance(value, int | float | None):
+        raise InputError(f"{where}: {side} {str(value)[:80]!r} is no number; mend it")
+    return value
+
+
+def _check_id(what: str, value: object) -> None:
+    if not isinstance(value, int | float | str):
+        raise InputError(f"{what} {str(value)[:80]} is neither a number nor a text; mend it")
 
 
 def _unique(file: Path, rows: list[Any], kind: str, needed: Sequence[str]) -> list[dict[str, Any]]:
@@ -144,8 +168,14 @@ def _unique(file: Path, rows: list[Any], kind: str, needed: Sequence[str]) -> li
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or any(row.get(key) is None for key in needed):
             raise InputError(f"{file}: {kind} entry number {number} needs {' and '.join(needed)}; mend it")
-        if kind == "category" and not isinstance(row["id"], int):
+        _check_id(f"{file}: {kind} entry number {number}: id", row["id"])
+        if kind != "category":
+            continue
+        if not isinstance(row["id"], int):
             raise InputError(f"{file}: the id {row['id']!r} of category '{row['name']}' is no whole number; mend it")
+        for key in ("name", "supercategory"):
+            if not isinstance(row.get(key, ""), str | None):
+                raise InputError(f"{file}: the {key} {row[key]!r} of category {row['id']} is no text; put it in quotes")
     _once(f"{file}: {kind} ids", (row["id"] for row in rows), f"is the id of more than one {kind}")
     return rows
 
@@ -175,7 +205,7 @@ def _read_voc(folder: Path, files: Sequence[Path]) -> BoxSet:
     for file in files:
         try:
             root = ElementTree.parse(file).getroot()
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: an encoding that is none
             raise InputError(f"{file}: this is no XML ({error}); mend the file") from None
         if root.tag != "annotation":
             raise InputError(f"{file}: its outermost element is <{root.tag}> and not <annotation>: no VOC file")
@@ -185,7 +215,7 @@ def _read_voc(folder: Path, files: Sequence[Path]) -> BoxSet:
             raise InputError(f"{file}: its picture '{name}' is not in {folders[0]}, {folders[1]} or beside it")
         declared = [_number(file, root, f"size/{side}", None) for side in ("height", "width")]
         size = _checked_size(f"{file}: '{name}'", path, *(each or None for each in declared))  # some tools write 0
-        entries.append(Entry(path, size, list(_voc_boxes(file, root))))
+        entries.append(_entry(path, size, list(_voc_boxes(file, root))))
     _once(f"{folder}: pictures", (str(entry.path) for entry in entries), "has more than one .xml file")
     names = sorted({box.name for entry in entries for box in entry.boxes})
     return BoxSet(entries, {name: number for number, name in enumerate(names)})
@@ -222,14 +252,15 @@ def _read_yolo(folder: Path, images: Sequence[Path], names: Sequence[str] | None
         for orphan in sorted(set(_visible(place, ".txt")) - set(labels)):
             if orphan.name not in NAMES_FILES:
                 raise InputError(f"{orphan}: there is no picture for this label file; put it there or remove the file")
-    entries = []
-    for image, label in zip(images, labels, strict=True):
-        size = _checked_size(str(image), image)
-        lines = label.read_text("utf-8-sig").splitlines() if label.is_file() else []
-        rows = ((f"{label}:{number}", line.split()) for number, line in enumerate(lines, 1))
-        entries.append(Entry(image, size, [_yolo_box(where, row, size, numbered) for where, row in rows if row]))
+    entries, dropped = [], Counter[str]()
+    for image in (folder / name for name in only_train([str(each.relative_to(folder)) for each in images], dropped)):
+        size, label = _checked_size(str(image), image), _label_file(image)
+        lines = _text(label).splitlines() if label.is_file() else []
+        rows = [(f"{label}:{number}", line.split()) for number, line in enumerate(lines, 1)]
+        boxes = [_yolo_box(where, row, size or UNKNOWN_SIZE, numbered) for where, row in rows if row]
+        entries.append(_entry(image, size, boxes))
     _once(f"{folder}: classes", numbered.values(), "are two classes of one name")
-    return BoxSet(entries, {name: number for number, name in numbered.items()})
+    return BoxSet(entries, {name: number for number, name in numbered.items()}, dropped)
 
 
 def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapping[int, str]) -> Box:
@@ -261,12 +292,11 @@ def _yolo_names(folder: Path, labels: Iterable[Path]) -> dict[int, str] | None:
     for place in (absolute, *sorted(labels), *absolute.parents[:2]):
         for file in (place / name for name in NAMES_FILES if (place / name).is_file()):
             if file.suffix not in (".yaml", ".yml"):
-                return dict(
-                    enumerate(line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip())
-                )
+                return dict(enumerate(line.strip() for line in _text(file).splitlines() if line.strip()))
+            text = _text(file)
             try:
-                data = yaml.safe_load(file.read_text("utf-8-sig"))
-            except yaml.YAMLError as error:
+                data = yaml.safe_load(text)
+            except (yaml.YAMLError, ValueError) as error:
                 raise InputError(f"{file}: this is no YAML ({' '.join(str(error).split())}); mend it") from None
             names = data.get("names") if isinstance(data, dict) else None
             pairs = dict(enumerate(names)) if isinstance(names, list) else names
@@ -284,17 +314,32 @@ def _label_file(image: Path) -> Path:
     return Path(*parts, f"{image.stem}.txt")
 
 
+def _text(file: Path) -> str:
+    with telling_damage(str(file)), open(file, "rb") as stream:
+        return "".join(decoded(stream, str(file)))
+
+
 def _parts(image: Path) -> list[str]:
     return list(image.parent.parts)
 
 
-def _checked_size(where: str, path: Path, height: float | None = None, width: float | None = None) -> tuple[int, int]:
-    """The (height, width) of the upright picture, which must be those of the annotations, where these have some."""
+def _entry(path: Path, size: tuple[int, int] | None, boxes: list[Box]) -> Entry:
+    """One picture; without its boxes where it cannot be read: they cannot be cut at its edges."""
+    return Entry(path, UNKNOWN_SIZE, []) if size is None else Entry(path, size, boxes)
+
+
+def _checked_size(
+    where: str, path: Path, height: float | None = None, width: float | None = None
+) -> tuple[int, int] | None:
+    """The (height, width) of the upright picture, which must be those of the annotations, where these have some.
+
+    None where it cannot be read: whoever decodes the pictures tells which are broken, and whether they are too many.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             stored, orientation = (image.height, image.width), _orientation(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: this is no picture that can be read ({error}); mend or remove it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
     size = stored[::-1] if orientation in TURNED else stored
     if height is None or width is None or (height, width) == size:
         return size

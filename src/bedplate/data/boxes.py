@@ -41,7 +41,7 @@ class BoxedImages:
             nor wrong. The judge needs them; nothing is trained on them.
         names: Names of the classes (C): all that the files list, also those without a box.
         ids: (C) ids of the classes in the files; 0 to C - 1 where these have none or disagree.
-        dropped: How many boxes were left out, by reason; only reasons that occurred.
+        dropped: How many boxes and pictures were left out, by reason; only reasons that occurred.
         clipped: How many boxes reached over the edge of their picture by more than half a pixel, and were cut there.
 
     Parts of the data keep the counts of the whole.
@@ -107,11 +107,13 @@ def read_boxes(path: str | Path | Sequence[str | Path], names: Sequence[str] | N
       inclusive there, so 1 is taken from xmin and ymin.
     - YOLO: a folder with `images/` and `labels/`, or one of pictures for which the path with `labels` in place of
       `images` exists; class names from `data.yaml` or `classes.txt` in the folder or up to two above. A picture
-      without a label file has no object; a polygon stands for the box around it.
+      without a label file has no object; a polygon stands for the box around it. Where there are parts called train
+      and val, test or the like, only train is read.
 
     All classes that the files list are kept, so that two parts of a set agree, but for a category without a box whose
     name is another one's `supercategory` (Roboflow writes such a dummy). VOC files list no classes: theirs are those
-    that occur, sorted. A box is cut at the edge of its picture; one without area or wholly outside is dropped.
+    that occur, sorted. A box is cut at the edge of its picture; one without area or wholly outside is dropped. A
+    picture that cannot be read is kept without boxes, of size 1 x 1: `PixelStore` tells that it is broken.
 
     Args:
         path: File or folder, or a list of these, which are joined by the names of their classes.
@@ -133,7 +135,7 @@ def read_boxes(path: str | Path | Sequence[str | Path], names: Sequence[str] | N
     place = {name: number for number, name in enumerate(known)}
     if len(place) < len(known):
         raise InputError(f"names {known} has a name twice: give each class once")
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = sum((each.dropped for each in sets), Counter())
     read = [_checked(entry, place, counts) for each in sets for entry in each.entries]
     if not read:
         raise InputError(f"{paths[0]}: no pictures are listed there; give pictures with boxes")

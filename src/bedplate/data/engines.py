@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from bedplate.data.cores import telling_killed_workers
 from bedplate.data.jobs import Corpus, Encoded, Encoder, Entry, Place
 from bedplate.data.remote import is_remote
 from bedplate.errors import InputError
@@ -31,14 +32,19 @@ BLOCK_BYTES = 2**20
 
 
 def on_this_machine(corpus: Corpus, start: Place, workers: int, encoder: tuple[str, int]) -> Results:
-    """Read in this process and tokenise in `workers` (1: in this one too), with few jobs in memory."""
+    """Read in this process and tokenise in `workers` (1: in this one too), with few jobs in memory.
+
+    Raises:
+        InputError: A worker was killed, or what reading raises.
+    """
     if workers == 1:
         encode = Encoder(*encoder)
         for job in corpus.jobs(start):
             yield encode(job.entries), job.end
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=encoder) as pool:
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=encoder)
+    with telling_killed_workers(), pool:
         pending: deque[tuple[Future[Encoded], Place]] = deque()
         for job in corpus.jobs(start):
             if len(pending) == 2 * workers:

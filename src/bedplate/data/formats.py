@@ -12,7 +12,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 from bedplate.errors import InputError
 
@@ -45,6 +45,19 @@ def _not_utf8(source: str, offset: int, error: UnicodeDecodeError) -> InputError
         f"{source}: not UTF-8 at byte {offset} (0x{value:02x}: {error.reason}); "
         f"re-encode it as UTF-8, for example: iconv -f LATIN1 -t UTF-8 IN > OUT"
     )
+
+
+class TarHeader(tarfile.TarInfo):
+    """A header of an archive that must end as archives do: tarfile itself takes a cut or damaged one for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} in place of a member or the end of the archive") from error
 
 
 def decompress(stream: BinaryIO, compression: str) -> BinaryIO:

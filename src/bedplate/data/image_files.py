@@ -108,7 +108,8 @@ def read_images(
     - IDX files (MNIST): `*-images-idx3-ubyte` beside `*-labels-idx1-ubyte`, each also with .gz.
 
     Where a folder has parts called train and val, test or the like, only train is read; the rest is counted in
-    `dropped`, as are hidden files, files of other kinds, and pictures without a label where others have one.
+    `dropped`, as are hidden files, files of other kinds, empty folders, and pictures without a label where others
+    have one.
 
     Args:
         path: File, folder, glob, URL of a table or archive, `hf:` id, or a list of these.
@@ -252,17 +253,23 @@ def _read_folder(
 
 
 def files_below(root: Path, dropped: Counter[str]) -> list[str]:
-    """The files below a folder, sorted, as relative paths; hidden ones are counted."""
+    """The files below a folder, sorted, as relative paths; hidden ones and folders that hold nothing are counted."""
     found = []
-    for folder, _, names in os.walk(root):
+    for folder, inside, names in os.walk(root):
         inner = os.path.relpath(folder, root)
+        if not (inside or names or inner == os.curdir or _is_hidden(inner)):
+            dropped["empty folders"] += 1
         for name in names:
             file = os.path.normpath(os.path.join(inner, name))
-            if any(part.startswith(".") or part == "__MACOSX" for part in Path(file).parts):
+            if _is_hidden(file):
                 dropped["hidden files"] += 1
             else:
                 found.append(file)
     return sorted(found, key=lambda file: Path(file).parts)
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in Path(path).parts)
 
 
 def only_train(files: list[str], dropped: Counter[str]) -> list[str]:

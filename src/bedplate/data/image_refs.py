@@ -5,6 +5,8 @@ import hashlib
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,6 +95,18 @@ def beside(file: str, path: str) -> str:
     return str(Path(file).parent / Path(path).expanduser())
 
 
+@contextmanager
+def telling_unwritable(folder: Path) -> Iterator[None]:
+    """Turn what writing to a cache folder raises into an InputError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made or written to ({error.strerror}); give another cache folder (data.cache), or "
+            f"set BEDPLATE_CACHE"
+        ) from error
+
+
 class Spool:
     """Keeps pictures that cannot be read at random where they are (Hub, URLs, compressed archives) in one file here.
 
@@ -104,8 +118,9 @@ class Spool:
         self._spans: list[tuple[str, int, int]] = []
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False)
+        with telling_unwritable(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.NamedTemporaryFile(dir=self._folder, suffix=".part", delete=False)
         self._hash = hashlib.blake2b(digest_size=16)
         self._end = 0
         return self

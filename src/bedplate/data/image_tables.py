@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bedplate.data import remote, sources
-from bedplate.data.formats import decompress, missing_column, telling_damage
+from bedplate.data.formats import TarHeader, decompress, missing_column, telling_damage
 from bedplate.data.hub import hub_label_names
 from bedplate.data.image_refs import ImageRef, Spool, beside
 from bedplate.data.images import SUFFIXES
@@ -26,6 +26,8 @@ IMAGE_NAMES = (
     *("file_path", "file", "image_file", "image_name", "jpg", "png"),
 )
 IMAGE_LABEL_NAMES = (*LABEL_NAMES, "fine_label", "label_name", "digit", "species")
+MISSING = (None, "", {"bytes": None, "path": None})
+"""What stands where a row has no picture, the last as the Hub writes it."""
 LABEL_SUFFIXES = ("cls", "json", "txt")
 """Of WebDataset's labels, the surest first."""
 
@@ -107,6 +109,10 @@ def _columns(name: str, image: str | None, label: str | None) -> tuple[str, str 
     """(column of the pictures, column of the labels or None), by the first rows."""
     rows = first_rows(name)
     present = list(dict.fromkeys(key for row in rows for key in row))
+    if (sources.kind_of(name) or ("",))[0] in ("csv", "tsv") and any(map(_may_be_picture, present)):
+        raise InputError(
+            f"{name}: its first line looks like a row, not like the names of columns; put image,label above it"
+        )
     if label and label not in present:
         raise missing_column(name, label, present)
     image = picture_column(name, rows, image, [label] if label else [])
@@ -150,7 +156,7 @@ def picture_column(name: str, rows: Sequence[dict[str, Any]], image: str | None,
 
 
 def _holds_pictures(values: Sequence[Any]) -> bool:
-    known = [value for value in values if value is not None and value != ""]
+    known = [value for value in values if value not in MISSING]
     return bool(known) and all(_may_be_picture(value) for value in known)
 
 
@@ -268,7 +274,9 @@ def _members(name: str) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile, bool
 
 
 def _archive(stream: BinaryIO, in_place: bool) -> tarfile.TarFile:
-    return tarfile.open(fileobj=stream, mode="r:") if in_place else tarfile.open(fileobj=stream, mode="r|")
+    if in_place:
+        return tarfile.open(fileobj=stream, mode="r:", tarinfo=TarHeader)
+    return tarfile.open(fileobj=stream, mode="r|", tarinfo=TarHeader)
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -301,7 +309,7 @@ def beside_value(member: Member, suffix: str, source: str) -> tuple[str, Any]:
     try:
         text = member.beside[suffix].decode()
         return where, json.loads(text) if suffix == "json" else text
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no label can be read ({error}); mend the file or leave it out") from error
 
 

@@ -138,7 +138,11 @@ def _as_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        return _eight_bits(np.asarray(image), where).convert("RGB")
+        values = np.asarray(image)
+        grey = _eight_bits(values, where)
+        if isinstance(transparent := image.info.get("transparency"), int):  # a PNG's, of 16 bits as its greys
+            grey.paste(255, mask=Image.fromarray(values == transparent))
+        return grey.convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

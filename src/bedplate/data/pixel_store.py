@@ -22,9 +22,9 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from bedplate.data.cores import available_cores
+from bedplate.data.cores import available_cores, telling_killed_workers
 from bedplate.data.image_files import hash_pictures
-from bedplate.data.image_refs import ImageRef, Pictures
+from bedplate.data.image_refs import ImageRef, Pictures, telling_unwritable
 from bedplate.data.images import FITS, BadImage, fit, to_pixels
 from bedplate.errors import InputError
 
@@ -41,6 +41,7 @@ LIMIT_BYTES = 4_000_000_000
 CHUNK = 256
 """Pictures that a process decodes at a time."""
 MOST_BROKEN = 0.1
+"""Share of the pictures; a single one may always be, if others are left."""
 
 
 class PixelStore:
@@ -65,7 +66,8 @@ class PixelStore:
         stored: Whether the pictures are kept decoded.
 
     Raises:
-        InputError: More than a tenth of the pictures is broken, no space on the disk, or a size or mode that is none.
+        InputError: All pictures are broken, or more than one and more than a tenth; no space on the disk, or a folder
+            that cannot be written to; a worker was killed; or a size or mode that is none.
     """
 
     def __init__(
@@ -89,13 +91,15 @@ class PixelStore:
         contents = hash_pictures(images.images, [""] * len(images), "[]", cache_dir)
         key.update(repr((FORMAT, PIL.__version__, contents, size, mode)).encode())
         self._file = Path(cache_dir) / "pixels" / f"{key.hexdigest()}.npy"
-        broken = self._known()
+        self._shape = (len(images), 3, *size)
+        self._array = self._kept() if self.stored else None
+        broken = self._known() if self._array is not None or not self.stored else None
         if broken is None:
             broken = self._build()
+            self._array = self._kept() if self.stored else None
         self._check(broken)
         self.broken = [complaint for _, complaint in broken]
         self.usable = np.delete(np.arange(len(images), dtype=np.int64), [number for number, _ in broken])
-        self._array: Pixels | None = np.load(self._file, mmap_mode="r") if self.stored else None
 
     def __len__(self) -> int:
         """Count the pictures, broken ones too."""
@@ -106,17 +110,19 @@ class PixelStore:
 
         Raises:
             BadImage: A picture has been lost or damaged since it was looked through.
+            InputError: A worker was killed.
         """
         if self._array is not None:
             return self._array[index]
         pool = self._processes()
         parts = np.array_split(index, self._workers if pool else 1)
-        results = [
-            _submit(pool, decode_all, [self._refs[i] for i in part], self._size, self._mode)
-            for part in parts
-            if len(part)
-        ]
-        pixels, broken = zip(*(result.result() for result in results), strict=True)
+        with telling_killed_workers():
+            results = [
+                _submit(pool, decode_all, [self._refs[i] for i in part], self._size, self._mode)
+                for part in parts
+                if len(part)
+            ]
+            pixels, broken = zip(*(result.result() for result in results), strict=True)
         lost = [complaint for each in broken for _, complaint in each]
         if lost and np.isin(index, self.usable).all():
             raise BadImage(lost[0])
@@ -134,12 +140,21 @@ class PixelStore:
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool
 
-    def _known(self) -> Broken | None:
-        """The broken pictures as an earlier run has found them; None where there was none."""
-        notes = self._notes()
-        if not notes.is_file() or (self.stored and not self._file.is_file()):
+    def _kept(self) -> Pixels | None:
+        """The pixels as an earlier run has decoded them; None where there are none, or a damaged file."""
+        try:
+            array = np.load(self._file, mmap_mode="r")
+        except (OSError, EOFError, ValueError, SyntaxError):
             return None
-        return [(number, f"{self._refs[number].where}{said}") for number, said in json.loads(notes.read_text("utf-8"))]
+        return array if array.shape == self._shape and array.dtype == np.uint8 else None
+
+    def _known(self) -> Broken | None:
+        """The broken pictures as an earlier run has found them; None where there are none, or a damaged file."""
+        try:
+            notes = json.loads(self._notes().read_text("utf-8"))
+            return [(number, f"{self._refs[number].where}{said}") for number, said in notes]
+        except (OSError, ValueError, TypeError, IndexError):
+            return None
 
     def _notes(self) -> Path:
         return self._file.with_suffix(".json")
@@ -147,33 +162,36 @@ class PixelStore:
     def _build(self) -> Broken:
         """Decode all pictures once, into the file where they are to be kept."""
         folder = self._file.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        shape = (len(self._refs), 3, *self._size)
         part = folder / f"{self._file.stem}.{os.getpid()}.part"
+        with telling_unwritable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             if self.stored:
-                free = shutil.disk_usage(folder).free
-                if free < np.prod(shape):  # a mapped file that outgrows the disk would kill the process
+                free, needed = shutil.disk_usage(folder).free, np.prod(self._shape)
+                if free < needed:  # a mapped file that outgrows the disk would kill the process
                     raise InputError(
-                        f"{folder}: {np.prod(shape):,} bytes are needed for decoded pictures, {free:,} are free; "
+                        f"{folder}: {needed:,} bytes are needed for decoded pictures, {free:,} are free; "
                         f"free space, or set BEDPLATE_CACHE"
                     )
-                np.lib.format.open_memmap(part, "w+", np.uint8, shape).flush()
+                with telling_unwritable(folder):
+                    np.lib.format.open_memmap(part, "w+", np.uint8, self._shape).flush()
             broken = self._decode_to(str(part) if self.stored else None)
             self._check(broken)
             notes = [(number, said.removeprefix(self._refs[number].where)) for number, said in broken]
             written = part.with_suffix(".json")
-            written.write_text(json.dumps(notes), "utf-8")
-            written.replace(self._notes())
-            if self.stored:
-                part.replace(self._file)
+            with telling_unwritable(folder):
+                written.write_text(json.dumps(notes), "utf-8")
+                _move(written, self._notes())
+                if self.stored:
+                    _move(part, self._file)
         finally:
+            _mapped.cache_clear()  # a later build has a part of the same name
             part.unlink(missing_ok=True)
         return broken
 
     def _decode_to(self, file: str | None) -> Broken:
         starts = range(0, len(self._refs), CHUNK)
-        with _lent(min(self._workers, len(starts))) as pool:
+        with telling_killed_workers(), _lent(min(self._workers, len(starts))) as pool:
             jobs = [
                 _submit(pool, _fill, file, start, self._refs[start : start + CHUNK], self._size, self._mode)
                 for start in starts
@@ -181,7 +199,8 @@ class PixelStore:
             return [each for job in jobs for each in job.result()]
 
     def _check(self, broken: Broken) -> None:
-        if len(broken) > MOST_BROKEN * len(self._refs):
+        most = min(max(1, MOST_BROKEN * len(self._refs)), len(self._refs) - 1)
+        if broken and len(broken) > most:
             raise InputError(
                 f"{len(broken)} of {len(self._refs)} pictures cannot be decoded, more than a tenth; the first: "
                 f"{broken[0][1]}"
@@ -211,6 +230,13 @@ def _fill(file: str | None, start: int, refs: Sequence[ImageRef], size: tuple[in
 @lru_cache(maxsize=1)
 def _mapped(file: str) -> Pixels:
     return cast(Pixels, np.load(file, mmap_mode="r+"))
+
+
+def _move(file: Path, target: Path) -> None:
+    """Give a file its final name once it is on the disk: after a loss of power it is there in full or not at all."""
+    with open(file, "r+b") as written:
+        os.fsync(written.fileno())
+    file.replace(target)
 
 
 def _checked(workers: int | None) -> int:

@@ -13,13 +13,14 @@ import re
 import tarfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bedplate.data import remote
-from bedplate.data.formats import ROWS, Columns, decoded, decompress, telling_damage
+from bedplate.data.formats import ROWS, Columns, TarHeader, decoded, decompress, telling_damage
 from bedplate.data.hub import hub_fingerprint, hub_rows
 from bedplate.data.remote import is_remote, location
 from bedplate.errors import InputError
@@ -233,17 +234,18 @@ def file_hashes(names: Iterable[str], cache_dir: str | Path) -> dict[str, str]:
     known = len(memo)
     hashes = {name: _file_hash(name, memo) for name in names}
     if len(memo) > known:
-        memo_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = memo_path.with_suffix(f".{os.getpid()}.part")
-        temporary.write_text(json.dumps(memo))
-        temporary.replace(memo_path)
+        with suppress(OSError):  # a folder that cannot be written to costs reading the files again
+            memo_path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(memo))
+            temporary.replace(memo_path)
     return hashes
 
 
 def _load_memo(path: Path) -> dict[str, str]:
     try:
         return cast(dict[str, str], json.loads(path.read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return {}  # the memo only saves time: without it the files are read
 
 
@@ -296,7 +298,7 @@ def _contents(name: str, columns: Columns) -> Iterator[tuple[str, Content]]:
 
 def _read_tar(stream: BinaryIO, name: str, columns: Columns) -> Iterator[tuple[str, Content]]:
     """Contents of the members of known kinds, in one pass; archives inside archives are skipped."""
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=TarHeader) as archive:
         while (member := archive.next()) is not None:
             kind = kind_of(member.name)
             if member.isfile() and kind and kind[0] != "tar" and _is_wanted(member.name):

@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def prepare(
         on_progress: Called after each job.
 
     Raises:
-        InputError: What `sources.documents` raises, a split that leaves one side empty, a full disk, or no Ray.
+        InputError: What `sources.documents` raises, a split that leaves one side empty, a full disk, a worker
+            that was killed, or no Ray.
     """
     _check_settings(val_fraction, workers, engine)
     if (ready := _ready(path, tokenizer, val_path)) is not None:
@@ -225,9 +227,9 @@ class _Preparation:
                 self._check(meta)
                 shards.write_meta(directory, {"fingerprint": fingerprint, "split": way, **meta})
         except BaseException as error:
-            # Bad text must be mended, and is another text then. After a kill, a full disk or a network that is gone,
-            # the journal is of use.
-            bad_text = isinstance(error, InputError) and not isinstance(error.__cause__, OSError)
+            # Bad text must be mended, and is another text then. After a kill (also of a worker), a full disk or a
+            # network that is gone, the journal is of use.
+            bad_text = isinstance(error, InputError) and not isinstance(error.__cause__, OSError | BrokenExecutor)
             if bad_text or not (directory / shards.JOURNAL).exists():
                 shutil.rmtree(directory)
             raise
