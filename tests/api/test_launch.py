@@ -128,6 +128,15 @@ def test_runs_on_pictures_are_launched_as_those_on_text_are(tmp_path: Path) -> N
         launch(path, "parallel.tensor=2", scheduler="slurm")
 
 
+def test_what_runs_in_one_process_is_launched_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "simclr.yaml"
+    path.write_text("task: simclr\nout: runs/simclr\ndata: {path: pictures}\n")
+    for gpus, nodes, one in (("8", 1, "1"), ("h100:1", 2, "h100:1")):
+        with pytest.raises(InputError, match=rf"simclr runs in one process, .* give --nodes 1 and --gpus {one}$"):
+            launch(path, scheduler="slurm", gpus=gpus, nodes=nodes)
+    assert "--nproc-per-node" in launch(path, scheduler="slurm", gpus="1")["text"]
+
+
 def test_an_sbatch_script_is_valid_and_asks_for_what_was_said(recipe: str) -> None:
     text = launch(recipe, AWKWARD, scheduler="slurm", nodes=2, gpus="h100:2", time="1-12", partition="gpu", restarts=5)[
         "text"

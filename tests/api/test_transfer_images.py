@@ -207,7 +207,7 @@ def test_a_classifier_is_a_base_at_another_size_and_pooling(
     settings = SETTINGS | {
         "model": {"image_size": [24, 16], "pooling": "mean"},
         "augment": {"crop_scale": [0.5, 1.0]},
-        "data": {"workers": 1, "store": 20},
+        "data": {"workers": 1, "store": 28},
     }
     result = bedplate.transfer(
         folder, compared[0]["model"], labels=[6], seeds=1, out=tmp_path / "out", settings=settings, say=said.append

@@ -305,7 +305,16 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("finetune needs a `base`", bedplate.finetune)
     refused("is a model of text", bedplate.finetune, bare=True, base=str(tiny_model))
     refused(r"brings its own network; leave model\.hidden_size out", bedplate.finetune, base=str(pretrained))
-    refused("image_size=18x18 is not a multiple of patch_size=4", bedplate.pretrain, "model.image_size=18")
+    gone = f"data.path={tmp_path / 'gone'}"  # what follows is said before pictures are read
+    refused(r"model\.image_size=18x18 is not .* model\.patch_size=4", bedplate.pretrain, "model.image_size=18", gone)
+    other = {"bare": True, "base": str(pretrained)}
+    refused(
+        "image_size=18x18 is not .* the base's patch_size=4", bedplate.finetune, "model.image_size=18", gone, **other
+    )
+    refused("data.store=15 is below the 16 pixels", bedplate.pretrain, "data.store=15", gone)
+    refused("data.store=15 is below the 16 pixels", bedplate.finetune, "data.store=15", gone, **other)
+    mae = ("task=mae", "objective.mask_ratio=0.99", gone)
+    refused(r"objective\.mask_ratio=0\.99 keeps 0 of 16 patches", bedplate.pretrain, *mae)
     refused("no labels", bedplate.pretrain, f"data.path={pictures / 'train' / 'red'}")
     refused("augment.mixup mixes labels", bedplate.pretrain, "task=mae", "augment.mixup=0.2")
     refused("micro_batch_size is not for task: simclr", bedplate.pretrain, "task=simclr", "train.micro_batch_size=2")
@@ -323,6 +332,68 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
         bedplate.predict(tiny_model, "a text", draw="x.png")
     with pytest.raises(InputError, match="labels is for models of text"):
         bedplate.predict(pretrained, "x.png", labels="a,b")
+
+
+def _with_broken(pictures: Path, root: Path, *broken: str) -> Path:
+    """A copy of a folder of pictures, of which some are cut in the middle."""
+    shutil.copytree(pictures, root)
+    for name in broken:
+        (root / name).write_bytes((root / name).read_bytes()[:300])
+    return root
+
+
+def test_runs_count_what_they_use_and_name_what_is_broken(pictures: Path, tmp_path: Path, capfd: Any) -> None:
+    shutil.copytree(pictures / "test", tmp_path / "more" / "train")
+    for i in range(36):
+        shutil.copytree(pictures / "train" / "red", tmp_path / "more" / "train" / "red" / str(i))
+    broken = [f"train/red/{i}/0.png" for i in range(12)]
+    data = _with_broken(tmp_path / "more", tmp_path / "data", *broken) / "train"
+    recipe = _recipe("classify_images", tmp_path / "run", data, data={"val_path": str(pictures / "test")})
+    found = bedplate.pretrain(recipe, "train.steps=1")["data"]
+    said = capfd.readouterr().err
+    assert f"{found['train']} to train on" in said and len(found["broken"]) == 12
+    assert found["train"] == 36 * 20 - 12, "those of the test are scored, and not learnt from"
+    assert said.count("Left out as broken: ") == 10 and "12 pictures are broken" in said and "environment.json" in said
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["data"][0]["broken"] == found["broken"]
+
+
+def test_views_are_told_apart_from_those_of_two_held_out_pictures_at_least(pictures: Path, tmp_path: Path) -> None:
+    data = _with_broken(pictures / "train", tmp_path / "data", "red/1.png")
+    held = tmp_path / "held"
+    held.mkdir()
+    shutil.copy(pictures / "test" / "red" / "0.png", held)
+    views = {"crop_scale": [0.4, 1.0], "colour": 0.2}
+    recipe = _recipe("simclr", tmp_path / "run", data, augment=views, data={"val_path": str(held)})
+    with pytest.raises(InputError, match=r"1 can be decoded: raise data\.val_fraction.* data\.val_fraction=0"):
+        bedplate.pretrain(recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_measuring_counts_what_can_be_decoded(pretrained: Path, pictures: Path, scenes: Path, tmp_path: Path) -> None:
+    data = _with_broken(pictures / "test", tmp_path / "data", "red/1.png")
+    train = _with_broken(pictures / "train", tmp_path / "train", "red/1.png", "blue/2.png")
+    result = bedplate.evaluate(pretrained, str(data), probe=str(train))
+    assert result["n"] == result["metrics"]["knn_accuracy"]["n"] == 23
+    assert len(result["data"]["broken"]) == 1 and "red/1.png" in result["data"]["broken"][0]
+    assert result["probe"]["n"] == 58 and len(result["probe"]["broken"]) == 2
+    recipe = _recipe("classify_images", tmp_path / "run", pictures / "train")
+    bedplate.pretrain(recipe, "train.steps=1")
+    result = bedplate.evaluate(tmp_path / "run", str(data))
+    assert result["n"] == 23 and "red/1.png" in result["data"]["broken"][0]
+
+
+def test_a_detector_is_measured_on_what_can_be_decoded(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    stream = io.BytesIO()
+    shutil.copytree(scenes / "val", tmp_path / "val")
+    Image.open(scenes / "val" / "0.png").save(stream, "JPEG")
+    (tmp_path / "val" / "0.png").write_bytes(stream.getvalue()[:-300])  # whole at its beginning, which is looked at
+    recipe = _recipe("detect", tmp_path / "run", scenes / "train", data={"test_path": str(tmp_path / "val")})
+    recipe |= {"model": {"image_size": [48, 64], "patch_size": 8, "hidden_size": 24}, "augment": {}}
+    found = bedplate.pretrain(recipe, "train.steps=1", "train.batch_size=4")["data"]
+    assert found["test"] == 23 and "0.png" in found["broken"][0]
+    result = bedplate.evaluate(tmp_path / "run", str(tmp_path / "val"))
+    assert result["n"] == result["metrics"]["map_50"]["n"] == 23 and "0.png" in result["data"]["broken"][0]
 
 
 def _odd(root: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from collections.abc import Iterator
@@ -172,6 +173,8 @@ def test_boxes(run_cli: Any, detector: Path, photo: Path, tmp_path: Path, monkey
     monkeypatch.setattr("bedplate.report.fonts.FONTS", ())
     fonts._fonts.cache_clear()
     out = tmp_path / "found.png"
+    for wrong in ("7", "-1", "nan"):
+        assert_refused(run_cli("predict", detector, photo, "--threshold", wrong), "threshold=", "one in 0..1")
     (boxes,) = one_value(run_cli("predict", detector, photo, "--json", "--threshold", 0))
     assert boxes and all(row["label"] in ("cell", "赤血球") and len(row["box"]) == 4 for row in boxes)
     result = run_cli("predict", detector, photo, "--threshold", 0, "--draw", out)
@@ -226,6 +229,47 @@ def test_wrong_pictures(run_cli: Any, request: Any, kind: str, photo: Path, tmp_
     assert_refused(run_cli("predict", model), "nothing to predict")
     assert_refused(run_cli("predict", model, photo, "--file", tmp_path), "either pictures or a file")
     assert_refused(run_cli("predict", model, "--file", tmp_path / "missing.csv"), "missing.csv", "no such file")
+
+
+def test_broken_pictures_of_a_folder_are_left_out_and_said(
+    run_cli: Any, classifier: Path, encoder: Path, detector: Path, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures / "test" / "red", folder)
+    cut = folder / "2.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    names = [str(folder / f"{i}.png") for i in (0, 1, 3, 4, 5)]
+    for model in (classifier, detector):
+        for ways in ([folder], ["--file", folder], [folder, "--draw", tmp_path / f"drawn-{model.name}"]):
+            result = run_cli("predict", model, *ways)
+            assert result.code == 0 and result.err.count("Left out: ") == 1, result.err
+            assert f"Left out: {cut}: truncated" in result.err and "1 of 6 pictures cannot be decoded" in result.err
+            rows = one_value(run_cli("predict", model, *ways, "--json"))
+            assert [row is None for row in rows] == [False, False, True, False, False, False]
+        assert len(list((tmp_path / f"drawn-{model.name}").iterdir())) == 5
+        assert_refused(run_cli("predict", model, *names, cut), cut, "truncated")
+        assert_refused(run_cli("predict", model, folder, tmp_path / "gone.png"), "gone.png", "no such file")
+        assert_refused(run_cli("predict", model, "--file", cut), cut, "truncated")
+    lines = run_cli("predict", classifier, folder).out.splitlines()
+    assert [line.split("  ")[1] for line in lines] == names
+    result = run_cli("predict", encoder, folder, "--draw", tmp_path / "looks", "--attention")
+    assert result.code == 0 and len(list((tmp_path / "looks").iterdir())) == 5 == result.out.count("looks")
+    for name in names:
+        Path(name).unlink()
+    shutil.copy(cut, folder / "3.png")
+    assert_refused(run_cli("predict", classifier, folder), "none of the 2 pictures can be decoded; the first", cut)
+
+
+def test_measuring_says_how_many_pictures_are_broken(
+    run_cli: Any, classifier: Path, encoder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures / "test", tmp_path / "test")
+    cut = tmp_path / "test" / "red" / "2.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    shown = run_cli("evaluate", classifier, "--data", tmp_path / "test").out
+    assert f"11 pictures\nleft out: 1 pictures that cannot be decoded, the first: {cut}: truncated" in shown
+    shown = run_cli("evaluate", encoder, "--data", pictures / "test", "--probe", tmp_path / "test").out
+    assert f"12 pictures\nleft out: 1 pictures of --probe that cannot be decoded, the first: {cut}" in shown
 
 
 def test_wrong_ways_to_draw(

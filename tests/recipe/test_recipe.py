@@ -19,6 +19,7 @@ from bedplate.recipe import (
     read_finetune_recipe,
     read_recipe,
     read_vision_recipe,
+    task_of,
     write_recipe,
 )
 from bedplate.recipe.multimodal import RECIPES
@@ -220,6 +221,14 @@ def test_a_recipe_of_images_is_the_same_when_it_is_read_again(tmp_path: Path) ->
         ("detector.head=set", "detector is for task: detect, not for classify_images"),
         ("train.epochs=null", "train.steps and train.epochs are both null; give one of them"),
         ("data.fit=crop", "data.fit: input should be 'stretch', 'cover' or 'letterbox', got 'crop'"),
+        ("train.batch_size=true", "recipe: train.batch_size: a number is needed, not true or false"),
+        ("model.image_size=0", "recipe: model.image_size: input should be greater than 0, got 0"),
+        ("model.image_size=16.5", "model.image_size: input should be a valid integer, got a number with a frac"),
+        ("model.image_size=[16, 0]", "model.image_size.1: input should be greater than 0, got 0"),
+        ("augment.crop_scale=[0.9, 0.2]", "augment.crop_scale=[0.9, 0.2]: give two numbers in 0.001..1, the smaller"),
+        ("augment.randaugment=[1, 99]", "augment.randaugment=[1, 99]: give a number of operations and a magnitude"),
+        ("augment.randaugment=[-1, 5]", "augment.randaugment.0: input should be greater than or equal to 0, got -1"),
+        ("augment.shift=2000", "augment.shift: input should be less than or equal to 1024, got 2000"),
     ],
 )
 def test_a_recipe_of_images_that_contradicts_itself_is_refused(override: str, message: str) -> None:
@@ -227,6 +236,42 @@ def test_a_recipe_of_images_that_contradicts_itself_is_refused(override: str, me
     with pytest.raises(InputError) as caught:
         read_vision_recipe(values, [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        (
+            "mae",
+            "decoder.hidden_size=32",
+            "decoder.hidden_size=32 is not a multiple of decoder.num_attention_heads=3",
+        ),
+        ("mae", "decoder.hidden_size=18", "decoder.hidden_size=18 is not a multiple of 4"),
+        ("mae", "model.hidden_size=18", "model.hidden_size=18 is not a multiple of 4"),
+        ("mae", "objective.mask_ratio=1", "objective.mask_ratio: input should be less than 1, got 1"),
+        ("simclr", "parallel.shard=2", "parallel.shard=2 is not for task: simclr, which runs in one process"),
+        ("detect", "augment.scale=[0, 1]", "augment.scale=[0.0, 1.0]: give two numbers in 0.01..100"),
+    ],
+)
+def test_what_a_task_of_images_cannot_do_is_refused_before_it_trains(task: str, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_vision_recipe({"task": task, "out": "runs/x", "data": {"path": "a"}}, [override])
+    assert str(caught.value).startswith(f"recipe: {message}")
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("detct", "recipe: task 'detct' is unknown; did you mean 'detect'?"),
+        ("foo", "recipe: task 'foo' is unknown; choose one of language, classify, chat, summarize, mae, simclr,"),
+    ],
+)
+def test_an_unknown_task_is_told_before_the_keys_of_the_one_that_was_meant(task: str, message: str) -> None:
+    values = {"task": task, "out": "runs/x", "data": {"path": "a"}, "train": {"epochs": 3}, "augment": {"flip": True}}
+    for read in (task_of, read_recipe, read_finetune_recipe, read_vision_recipe):
+        with pytest.raises(InputError) as caught:
+            read(values)  # type: ignore[operator]
+        assert str(caught.value).startswith(message)
 
 
 def sections(model: type[BaseModel]) -> list[type[BaseModel]]:

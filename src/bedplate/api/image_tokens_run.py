@@ -84,7 +84,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
             scored = self.scored_rows(len(val))
             self.val = ImageEvalLoader(val, scored, self.store("val", val, size), None, *self.shares)
         self.found = {
-            **{name: len(part) for name, part in self.parts.items()},
+            **self.usable(),
             "dropped": dict(train.dropped),
             "equal_pictures": same,
             "broken": self.broken(),

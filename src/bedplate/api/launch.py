@@ -73,6 +73,11 @@ def launch(
         raise InputError(
             f"--volume {volume}: a bucket cannot hold a run that several nodes write; give a volume that many may write"
         )
+    if task == "simclr" and nodes * count > 1:
+        raise InputError(
+            f"task: simclr runs in one process, and {nodes * count} GPUs start as many; give --nodes 1 and "
+            f"--gpus {f'{gpu}:1' if gpu else 1}"
+        )
     matrices = gpt_config(resolved, vocab_size=1).trunk if isinstance(resolved, Recipe) else None
     Layout.of(resolved, matrices, nodes * count)  # refuses what ranks cannot share
     job = jobs.Job(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bedplate.api.vision_draw import expanded
-from bedplate.api.vision_predict import predict_file
+from bedplate.api.vision_predict import predict_file, predict_pictures
 from bedplate.data.images import Source
 from bedplate.errors import InputError
 from bedplate.hub.multimodal import MultimodalModel
@@ -65,15 +65,19 @@ def predict_multimodal(
     file: str | Path | None = None,
     column: str | None = None,
     others: Mapping[str, Any],
+    progress: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> list[Any]:
     """Predictions, one a picture, in order; see the model's own `predict` for `options` (None: not given).
+
+    In the place of a picture of a folder or of `file` that cannot be decoded is None.
 
     Args:
         inputs: pictures, or folders of them.
         file: a folder, table or archive of pictures in place of `inputs`, see `data.image_files.read_images`.
         column: of the pictures in it.
         others: options of other kinds of models, refused where they are given.
+        progress: called with a line for each picture that is left out.
 
     Raises:
         InputError: nothing to predict, no picture, or an option that the model does not have.
@@ -84,11 +88,12 @@ def predict_multimodal(
         raise InputError("give either pictures or a file, not both")
     given = {name: value for name, value in options.items() if value is not None}
     if file is not None:
-        return predict_file(model, file, column, **given)
-    pictures: list[Source] = [image for each in inputs for image in expanded(each)]
-    if not pictures:
+        return predict_file(model, file, column, progress=progress, **given)
+    if not inputs:
         raise InputError("nothing to predict: give a picture, a folder of them, or a file")
-    return model.predict(pictures, **given)
+    if not isinstance(given.get("question"), str | None):  # one a picture, which none may miss
+        return model.predict([image for each in inputs for image in expanded(each)], **given)
+    return predict_pictures(model, inputs, progress=progress, **given)
 
 
 def evaluate_multimodal(

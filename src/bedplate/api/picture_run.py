@@ -84,6 +84,10 @@ class PictureRun(Run[P]):
             return self.recipe.data.workers
         return self.recipe.data.workers or max(1, available_cores() // here)
 
+    def usable(self) -> dict[str, int]:
+        """How many pictures of each part can be decoded."""
+        return {name: len(store.usable) for name, store in self.stores.items()}
+
     def broken(self) -> list[str]:
         """What is wrong with each picture that cannot be decoded."""
         return [each for store in self.stores.values() for each in store.broken]

@@ -51,12 +51,13 @@ def predict(
         seed: of these examples (default: 0), or of what a model writes or draws by chance.
         draw: of a model of images, where its picture is written with what was found, see `predict_images`.
         attention: beside that, where the model looks.
-        progress: called with lines about the drawing.
+        progress: called with lines about pictures that are left out, and about the drawing.
         options: those of `Model.predict`; with labels, those of `hub.zeroshot.ZeroShot`.
 
     Returns:
         [{"label", "score", "scores"}] of a classifier or with labels, [{"text"}] of a summariser or another language
-        model, [[{"label", "score", "box"}]] of a detector.
+        model, [[{"label", "score", "box"}]] of a detector; None in the place of a picture of a folder or of `file` that
+        cannot be decoded.
 
     Raises:
         InputError: nothing to predict, both texts and a file, or an empty text.
@@ -76,6 +77,7 @@ def predict(
             },
             labels=labels,
             seed=seed,
+            progress=progress,
             **options,
         )
     if isinstance(loaded, ImageModel):

@@ -62,7 +62,7 @@ class ImageStudy(Study):
             "broken": [*training.store.broken, *scored.store.broken],
             "doubts": whole.doubts(),
         }
-        for line in [*said(self.facts | {"classes": whole.classes}), *self.facts["doubts"]]:
+        for line in [*said(self.facts | {"classes": whole.classes}, "transfer.json"), *self.facts["doubts"]]:
             asked.say(line)
         self.counts = asked.counts(len(training), len(set(training.labels())), self.what)
         augment = image_augment(self.recipe, size)

@@ -31,6 +31,7 @@ from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
 SHOWN = 24  # pictures of each kind in the report
+NAMED = 10  # broken pictures that are named while a run begins
 LOOKS = 4  # of these are shown with the model's attention
 
 
@@ -90,7 +91,7 @@ class ClassifyImagesRun(VisionRun):
         self.loader = ImageLoader(train, self.recipe.train.batch_size, seed, store, *self.shares)
         self.found = {
             "classes": self.classes,
-            **{name: len(part) for name, part in self.parts.items()},
+            **self.usable(),
             "dropped": dict(whole.dropped),
             "equal_pictures": same,
             "broken": self.broken(),
@@ -171,8 +172,8 @@ class ClassifyImagesRun(VisionRun):
         write_classification_report(self.out, record, self.timings, self.scored, images, self.processor.seen)
 
 
-def said(found: Mapping[str, Any]) -> list[str]:
-    """What was found in the pictures, as sentences."""
+def said(found: Mapping[str, Any], record: str = "environment.json") -> list[str]:
+    """What was found in the pictures, as sentences; `record` is the file of the run directory that has it, too."""
     counts = ", ".join(f"{found[name]:,} {use}" for name, use in USES.items() if name in found)
     lines = [f"Pictures: {counts}."]
     if classes := found.get("classes"):
@@ -182,6 +183,12 @@ def said(found: Mapping[str, Any]) -> list[str]:
         lines.append("Left out: " + ", ".join(f"{count:,} {what}" for what, count in found["dropped"].items()) + ".")
     if found.get("equal_pictures"):
         lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
-    if broken := found.get("broken"):
-        lines.append(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
+    return lines + said_broken(found.get("broken", ()), record)
+
+
+def said_broken(broken: Sequence[str], record: str = "environment.json") -> list[str]:
+    """Which pictures are broken, as sentences: the first `NAMED` by name."""
+    lines = [f"Left out as broken: {each}" for each in broken[:NAMED]]
+    if len(broken) > NAMED:
+        lines.append(f"{len(broken):,} pictures are broken and left out in all; {record} names each.")
     return lines

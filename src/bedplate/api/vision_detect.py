@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bedplate.api.vision_classify import said_broken
 from bedplate.api.vision_report import write_detection_report
 from bedplate.api.vision_run import VisionRun
 from bedplate.data.apart import USES, keep_apart
@@ -88,20 +89,20 @@ class DetectRun(VisionRun):
         self.loaders = {
             name: BoxEvalLoader(self.parts[name], size, rows, self.stores[name], None, *self.shares) for name in parts
         }
-        boxes = {name: int(sum(map(len, part.boxes))) for name, part in self.parts.items()}
+        boxes = {
+            name: sum(len(part.boxes[row]) for row in self.stores[name].usable) for name, part in self.parts.items()
+        }
         self.found: dict[str, Any] = {
             "classes": self.classes,
-            **{name: len(part) for name, part in self.parts.items()},
+            **self.usable(),
             "boxes": boxes,
             "dropped": dict(train.dropped),
             "broken": self.broken(),
         }
-        counts = ", ".join(
-            f"{len(part):,} with {boxes[name]:,} boxes {USES[name]}" for name, part in self.parts.items()
-        )
+        counts = ", ".join(f"{self.found[name]:,} with {boxes[name]:,} boxes {USES[name]}" for name in self.parts)
         log.say(f"Pictures with objects of {len(self.classes)} classes ({', '.join(self.classes[:12])}): {counts}.")
-        if broken := self.found["broken"]:
-            log.say(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
+        for line in said_broken(self.found["broken"]):
+            log.say(line)
         if train.dropped:
             log.say("Left out: " + ", ".join(f"{count:,} {what}" for what, count in train.dropped.items()) + ".")
 
@@ -129,7 +130,7 @@ class DetectRun(VisionRun):
         record = super().record() | {"classes": self.classes}
         if self.scored.get("on") == "test":
             measured = self.scored["metrics"]
-            record["test"] = {"metrics": of_all_classes(measured), "detail": measured, "n": len(self.parts["test"])}
+            record["test"] = {"metrics": of_all_classes(measured), "detail": measured, "n": self.found["test"]}
         elif self.scored:
             record["validation"] = self.scored["metrics"]
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from bedplate.api.vision_report import write_mae_report
 from bedplate.api.vision_unlabelled import UnlabelledRun
 from bedplate.data.augment import ImageAugment
+from bedplate.errors import InputError
 from bedplate.models.mae import MAE, MAEConfig
 from bedplate.tasks.reconstruct import Reconstruct
 from bedplate.train.log import RunLog
@@ -33,7 +35,6 @@ class MAERun(UnlabelledRun):
         if encoder.config.image_size != self.processor.size:
             encoder = encoder.with_image_size(self.processor.size)
         vision = replace(encoder.config, trunk=replace(encoder.config.trunk, dropout=recipe.model.dropout))
-        self.timed("data", lambda: self.ranks.main_first(lambda: self.read(log)))
         inner = replace(  # all but its sizes is the encoder's, as the config file has it
             vision.trunk,
             hidden_size=decoder.hidden_size,
@@ -43,7 +44,14 @@ class MAERun(UnlabelledRun):
             head_dim=decoder.hidden_size // decoder.num_attention_heads,
             intermediate_size=4 * decoder.hidden_size,
         )
-        config = MAEConfig(vision, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
+        ratio, patches = recipe.objective.mask_ratio, math.prod(vision.grid)
+        if (kept := int(patches * (1 - ratio))) in (0, patches):  # as `MAEConfig` counts them
+            raise InputError(
+                f"objective.mask_ratio={ratio} keeps {kept} of {patches} patches; some must be kept and some hidden: "
+                "choose another, or smaller patches"
+            )
+        config = MAEConfig(vision, inner, ratio, recipe.objective.norm_pix_loss)
+        self.timed("data", lambda: self.ranks.main_first(lambda: self.read(log)))
         module = MAE(config)
         module.init_weights(recipe.seed)
         if recipe.base is not None:

@@ -37,13 +37,19 @@ class VisionRun(PictureRun[VisionRecipe]):
         """What reads pictures: the base's, or a fresh one; `processor` follows from both and the recipe.
 
         Raises:
-            InputError: a base that is no model of images, or a size that is no multiple of its patches.
+            InputError: a base that is no model of images, or a size that is no multiple of its patches or above
+                `data.store`.
         """
         recipe, model = self.recipe, self.recipe.model
         base = None if recipe.base is None else load(recipe.base, device=self.made_on, dtype="fp32")
         if base is not None and not isinstance(base, ImageModel):
             raise InputError(f"{recipe.base}: is a model of text; give a base that reads pictures, or none")
         size = model.size or (self.default_size if base is None else encoder_of(base.module).config.image_size)
+        patch = model.patch_size if base is None else encoder_of(base.module).config.patch_size
+        if size[0] % patch or size[1] % patch:
+            whose = "model.patch_size" if base is None else "the base's patch_size"
+            raise InputError(f"model.image_size={size[0]}x{size[1]} is not a multiple of {whose}={patch}; change one")
+        store_size(recipe, size)  # refuses one that is too small, before pictures are read
         inherits = base is not None and recipe.task != "detect"  # whose boxes are placed on letterboxed pictures
         fit: Any = recipe.data.fit or (base.processor.fit if base is not None and inherits else self.default_fit)
         self.processor = ImageProcessor(size, fit=fit, flip=recipe.evaluate.flip)
@@ -129,8 +135,17 @@ def image_augment(recipe: VisionRecipe, size: tuple[int, int]) -> ImageAugment |
 
 
 def store_size(recipe: VisionRecipe, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) at which pictures are kept for training a network that reads `size`."""
+    """(height, width) at which pictures are kept for training a network that reads `size`.
+
+    Raises:
+        InputError: `data.store` is below the network's height: what it would learn from was never seen.
+    """
     (height, width), side = size, recipe.data.store
+    if side is not None and side < height:
+        raise InputError(
+            f"data.store={side} is below the {height} pixels that the model reads; give {height} or more, or leave it "
+            "out"
+        )
     return (height, width) if side is None else (side, side * width // height)
 
 

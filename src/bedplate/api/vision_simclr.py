@@ -28,7 +28,18 @@ class SimCLRRun(UnlabelledRun):
             encoder = encoder.with_image_size(self.processor.size)
         vision = replace(encoder.config, trunk=replace(encoder.config.trunk, dropout=recipe.model.dropout))
         shape = replace(vision, pooling=recipe.model.pooling or vision.pooling)
+        views = self.augment()
+        if views is None or views == ImageAugment(flip=True):
+            raise InputError(
+                "task: simclr tells views of a picture apart, and `augment` makes none: give augment.crop_scale and "
+                "augment.colour, for example"
+            )
         self.timed("data", lambda: self.read(log))
+        if self.found.get("val", 2) < 2:
+            raise InputError(
+                f"task: simclr tells held-out pictures from each other, and {self.found['val']} can be decoded: raise "
+                "data.val_fraction, give more as data.val_path, or hold none out by data.val_fraction=0"
+            )
         config = SimCLRConfig(shape, recipe.objective.projection_dim, recipe.objective.temperature)
         module = SimCLR(config)
         module.init_weights(recipe.seed)
@@ -37,12 +48,6 @@ class SimCLRRun(UnlabelledRun):
                 {name: value for name, value in encoder.state_dict().items() if not name.startswith("score.")}
             )
         self.module = self.placed(module)
-        views = self.augment()
-        if views is None or views == ImageAugment(flip=True):
-            raise InputError(
-                "task: simclr tells views of a picture apart, and `augment` makes none: give augment.crop_scale and "
-                "augment.colour, for example"
-            )
         self.task = TellViews(self.module, self.processor.mean, self.processor.std, views)
         log.say(f"{self.parameters():,} parameters, of which the projector is left behind afterwards.")
 

@@ -23,8 +23,8 @@ class UnlabelledRun(VisionRun):
         rows, seed = self.recipe.train.batch_size, self.recipe.seed
         self.loader = ImageLoader(train, rows, seed, self.store("train", train, self.store_size), *self.shares)
         self.val = None if val is None else self.eval_loader("val", val)
-        self.found = {
-            **{name: len(part) for name, part in self.parts.items()},
+        self.found: dict[str, Any] = {
+            **self.usable(),
             "dropped": dict(train.dropped),
             "equal_pictures": same,
             "broken": self.broken(),

@@ -146,6 +146,9 @@ def command(
 def _print_pictures(result: dict[str, Any]) -> None:
     """How many pictures were scored, and of a classifier which labels were taken for which."""
     print(f"{result['n']:,} pictures")
+    for name, what in (("data", "pictures"), ("probe", "pictures of --probe")):
+        if broken := result.get(name, {}).get("broken"):
+            print(f"left out: {len(broken):,} {what} that cannot be decoded, the first: {broken[0]}")
     if "confusion" in result:
         _print_confusion(result)
 

@@ -102,6 +102,8 @@ def command(
         return
     names = _names(texts or [], len(predictions))
     for name, prediction in zip(names, predictions, strict=True):
+        if prediction is None:  # a picture that cannot be decoded, which has been said
+            continue
         if isinstance(prediction, list):
             _print_boxes(prediction, name)
         elif "label" in prediction:

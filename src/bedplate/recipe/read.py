@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from bedplate.errors import InputError
 from bedplate.recipe.finetune import FinetuneRecipe
+from bedplate.recipe.multimodal import RECIPES
 from bedplate.recipe.schema import Recipe, RunRecipe
 from bedplate.recipe.vision import VisionRecipe
 
@@ -50,12 +51,25 @@ def task_of(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Seque
     """The task that a recipe names, which decides how the rest of it is read; None where it names none."""
     if isinstance(recipe, RunRecipe):
         return str(getattr(recipe, "task", None))
-    task = _values(recipe, overrides)[1].get("task")
-    return None if task is None else str(task)
+    name, values = _values(recipe, overrides)
+    return _known_task(name, values)
 
 
 PICTURES = typing.get_args(VisionRecipe.model_fields["task"].annotation)
 FINETUNED = typing.get_args(FinetuneRecipe.model_fields["task"].annotation)
+TASKS = ("language", *FINETUNED, *PICTURES, *RECIPES)
+
+
+def _known_task(name: str, values: Mapping[str, Any]) -> str | None:
+    """The task that values name. Read as another task's recipe, a misspelt one would be told as unknown keys."""
+    task = values.get("task")
+    if task is None:
+        return None
+    if str(task) not in TASKS:
+        near = difflib.get_close_matches(str(task), TASKS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TASKS)}"
+        raise InputError(f"{name}: task {task!r} is unknown; {hint}")
+    return str(task)
 
 
 def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -83,7 +97,7 @@ def from_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def read_as(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> R:
     """A checked recipe of a kind; see `read_recipe`."""
     name, values = _values(recipe, overrides)
-    if kind is Recipe and values.get("task", "language") in FINETUNED:
+    if _known_task(name, values) in FINETUNED and kind is Recipe:
         raise InputError(f"{name}: it has `task: {values['task']}`, so it is for `bedplate finetune`")
     try:
         return kind.model_validate(values)
@@ -138,19 +152,34 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first fault as one sentence; unknown keys go first, since a misspelt key also shows as a missing one."""
-    faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    fault = faults[0]
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(location)
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    found: dict[str, Any] = {}  # by key: of a value that may be of several types, each type's fault has the same one
+    for each in sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden"):
+        found.setdefault(".".join(_location(each["loc"], kind)), each)
+    inner = {key for key in found if any(other.startswith(f"{key}.") for other in found)}
+    keys = [key for key in found if key and key not in inner] or list(found)  # an entry says more than its list
+    key, more = keys[0], f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+    fault, location = found[key], _location(found[key]["loc"], kind)
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_nearest(location, kind)}{more}"
     if fault["type"] == "missing":
         return f"key {key!r} is missing; add it to the recipe or give {key}=VALUE{more}"
     message = fault["msg"].removeprefix("Value error, ")
-    if not location or fault["type"] == "value_error":
+    if not location or (fault["type"] == "value_error" and key in message):
         return message + more
+    if fault["type"] == "value_error":
+        return f"{key}: {message}{more}"
     return f"{key}: {message[0].lower()}{message[1:]}, got {fault['input']!r}{more}"
+
+
+def _location(loc: Sequence[str | int], kind: type[BaseModel]) -> list[str]:
+    """Where a fault is as a recipe writes it: without the names that pydantic gives to the types of a union."""
+    section: type[BaseModel] | None = kind
+    location = []
+    for part in loc:
+        if section is not None or isinstance(part, int):
+            location.append(str(part))
+        section = None if section is None else _section(section, str(part))
+    return location
 
 
 def _nearest(location: list[str], kind: type[BaseModel]) -> str:

@@ -61,6 +61,15 @@ class DecoderRecipe(Strict):
     num_attention_heads: Positive = 3
     """heads of a block"""
 
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> DecoderRecipe:
+        width, heads = self.hidden_size, self.num_attention_heads
+        if width % heads:
+            raise ValueError(f"decoder.hidden_size={width} is not a multiple of decoder.num_attention_heads={heads}")
+        if width % 4:
+            raise ValueError(f"decoder.hidden_size={width} is not a multiple of 4, {OF_POSITIONS}")
+        return self
+
 
 class VisionDataRecipe(PictureDataRecipe):
     """Pictures: where they are, and which are held out."""
@@ -75,7 +84,7 @@ class VisionDataRecipe(PictureDataRecipe):
     labels: Positive | None = None
     """classify_images: train on so many pictures, of each class alike (default: all)"""
     store: Positive | None = None
-    """side in pixels at which pictures are kept for training, larger than the model's where crops need room"""
+    """side in pixels at which pictures are kept for training, not below the model's; larger where crops need room"""
 
 
 class AugmentRecipe(Strict):
@@ -83,7 +92,7 @@ class AugmentRecipe(Strict):
 
     flip: bool = True
     """mirror every other picture"""
-    shift: Count = 0
+    shift: Annotated[Count, Field(le=1024)] = 0
     """greatest shift each way in pixels"""
     crop_scale: Pair | None = None
     """least and greatest share of a picture's area that a crop shows"""
@@ -93,16 +102,30 @@ class AugmentRecipe(Strict):
     """greatest turn of the hue each way, in turns of the colour circle"""
     grey: Share = 0.0
     """probability that a picture loses its colours"""
-    randaugment: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    randaugment: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     """[operations, magnitude 0..10] of RandAugment"""
     erasing: Share = 0.0
     """probability that a rectangle is filled with noise"""
-    mixup: Annotated[float, Field(ge=0), Number] = 0.0
+    mixup: Annotated[float, Field(ge=0, le=100), Number] = 0.0
     """classify_images: parameter of mixup's Beta distribution"""
-    cutmix: Annotated[float, Field(ge=0), Number] = 0.0
+    cutmix: Annotated[float, Field(ge=0, le=100), Number] = 0.0
     """classify_images: parameter of CutMix's Beta distribution"""
     scale: Pair | None = None
     """detect: least and greatest factor on a picture's size"""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> AugmentRecipe:
+        for name, pair, (least, most) in (
+            ("crop_scale", self.crop_scale, (0.001, 1)),
+            ("scale", self.scale, (0.01, 100)),
+        ):
+            if pair is not None and not least <= pair[0] <= pair[1] <= most:
+                raise ValueError(f"augment.{name}={pair}: give two numbers in {least}..{most}, the smaller first")
+        if self.randaugment is not None and self.randaugment[1] > 10:
+            raise ValueError(
+                f"augment.randaugment={self.randaugment}: give a number of operations and a magnitude in 0..10"
+            )
+        return self
 
 
 class VisionObjectiveRecipe(Strict):
@@ -168,6 +191,12 @@ class VisionRecipe(PictureRecipe):
             part = getattr(self, section)
             if getattr(part, name) != type(part).model_fields[name].default:
                 raise ValueError(f"{key} is not for task: {self.task}; leave it out")
+        if self.task == "mae" and self.base is None and self.model.hidden_size % 4:
+            raise ValueError(f"model.hidden_size={self.model.hidden_size} is not a multiple of 4, {OF_POSITIONS}")
+        if self.task == "simclr" and self.parallel.shard > 1:
+            raise ValueError(
+                f"parallel.shard={self.parallel.shard} is not for task: simclr, which runs in one process; leave it out"
+            )
         if self.task == "simclr" and self.train.batch_size < 2:
             raise ValueError("train.batch_size=1 has no other pictures to tell one from; give 2 or more")
         if self.task == "simclr" and self.train.micro_batch_size not in (None, self.train.batch_size):
@@ -186,6 +215,7 @@ class VisionRecipe(PictureRecipe):
         return self
 
 
+OF_POSITIONS = "which the positions of rows and columns need"
 OF_WHOLE_PICTURES = (
     *(f"augment.{name}" for name in ("hue", "grey", "shift", "crop_scale", "randaugment", "erasing")),
     "data.store",
