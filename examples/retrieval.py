@@ -8,6 +8,7 @@ MODEL is what `bedplate.load` takes (a directory, zoo:NAME, hf:ORG/NAME); TEXTS 
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from itertools import islice
 
@@ -60,4 +61,5 @@ if __name__ == "__main__":
     try:
         main()
     except bedplate.InputError as error:
-        raise SystemExit(f"Error: {error}") from None
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -12,6 +12,7 @@ import bedplate
 from bedplate.data.cells import draw_cells
 from bedplate.data.scene_questions import ask_scenes
 from bedplate.data.shapes import colour_of, shapes
+from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import DrawModel
 from bedplate.hub.reader_model import ReaderModel
@@ -83,6 +84,22 @@ def test_a_persons_own_picture_gets_an_answer(name: str, tmp_path: Path) -> None
     rows = found if isinstance(found, list) else [found]
     assert all(row["label"] in labels and 0 <= row["score"] <= 1 for row in rows)
     assert (tmp_path / "drawn.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("clip-mini", "reads pictures and writes no text; use predict --labels or search"),
+        ("vision-mini", "reads pictures and writes no text; use predict"),
+        ("draw-mini", "draws pictures and writes no text; use draw"),
+        ("reader-mini", "writes about pictures and continues no text; use caption or ask"),
+    ],
+)
+def test_models_that_continue_no_text_say_what_they_are_for(name: str, told: str) -> None:
+    pytest.importorskip("bedplate_zoo", reason="pip install ./zoo")
+    for model, called in ((f"zoo:{name}", f"zoo:{name}"), (bedplate.load(f"zoo:{name}"), "this model")):
+        with pytest.raises(InputError, match=f"^{called} {told}$"):
+            bedplate.generate(model, "x")
 
 
 @pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason="the photos are not here")

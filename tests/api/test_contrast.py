@@ -137,6 +137,9 @@ def test_the_model_is_used_and_measured(trained: dict[str, Any], split: tuple[Pa
     assert result["baselines"]["chance"]["image_to_text_r1"]["value"] == 0.25
     beside = bedplate.evaluate(model, [str(pairs)])
     assert beside["unit"] == "pairs" and beside["n"] == 46 and len(beside["data"]["broken"]) == 1
+    assert beside["data"]["cut"] == 0
+    long = bedplate.evaluate(model, [str(split[1])], column="caption", template="{label} " + "of a thing " * 20)
+    assert long["data"]["cut"] == long["data"]["texts"] == 4
     with pytest.raises(InputError, match="column names texts"):
         bedplate.evaluate(model, [str(split[1])], column="caption", label="kind")
 

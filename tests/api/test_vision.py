@@ -326,7 +326,7 @@ def test_bad_input(pictures: Path, pretrained: Path, tiny_model: Path, tmp_path:
     refused("fit=cover is not for task: detect", bedplate.pretrain, "task=detect", "data.fit=cover")
     refused("objective.mask_ratio is not for task", bedplate.pretrain, "objective.mask_ratio=0.5")
     refused("data.label is not for task: detect", bedplate.pretrain, "task=detect", "data.label=name")
-    with pytest.raises(InputError, match="ImageModel writes no texts"):
+    with pytest.raises(InputError, match="this model reads pictures and writes no text"):
         bedplate.generate(bedplate.load(pretrained), "a text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is for models of images"):
         bedplate.predict(tiny_model, "a text", draw="x.png")

@@ -78,7 +78,8 @@ def test_long_texts_are_cut_in_prompts_and_this_is_said(run_cli: Any, tiny_model
     ("options", "parts"),
     [
         (("--labels", "place"), ["only 'place' is given"]),
-        (("--labels", ""), ["label 1 of 1 is empty"]),
+        (("--labels", ""), ["no labels are given; say what to choose between"]),
+        (("--labels", "a=a cat;b=a cat"), ["the words 'a cat' are there twice; give each label words of its own"]),
         (("--labels", "place,place"), ["'place' is there twice"]),
         (("--labels", "place,time", "--method", "magic"), ["method='magic'", "prompt, embedding"]),
         (("--labels", "place,time", "--template", "{text} is"), ["misses {label}"]),
@@ -101,6 +102,17 @@ def test_what_is_refused(
     result = run_cli(verb, tiny_model, *given, *(labelled if option == "FILE" else option for option in options))
     assert result.code == 2 and result.out == "" and result.err.count("\n") == 1, result.err
     assert result.err.startswith("Error: ") and all(part in result.err for part in parts), result.err
+
+
+def test_options_of_other_models_are_refused(run_cli: Any, tiny_model: Path, labelled: Path) -> None:
+    for verb, given, option in (
+        ("predict", TEXTS, ("--beams", 4)),
+        ("predict", TEXTS, ("--long", "join")),
+        ("predict", TEXTS, ("--max-new-tokens", 5)),
+        ("evaluate", ["--data", labelled], ("--question", "text")),
+    ):
+        result = run_cli(verb, tiny_model, *given, "--labels", "place,time", *option)
+        assert result.code == 2 and "is no option of a choice between labels; it has method" in result.err, result.err
 
 
 def test_labels_of_the_data_must_be_among_those_given(

@@ -1,8 +1,10 @@
 """The command line: light, one JSON value on stdout, and the exit codes that it promises."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,30 @@ def test_doctor_prints_lines() -> None:
 def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 2 and result.stdout == "" and "Error" in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["ask", "predict", "draw", "search", "generate"])
+def test_an_argument_that_is_not_utf_8_is_told(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bedplate", verb, "photo.png", os.fsdecode(b"caf\xe9")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    output = capsys.readouterr()
+    assert caught.value.code == 2 and output.out == ""
+    assert output.err == "Error: argument 3, 'caf\\xe9', is not UTF-8 and names no file; write it in UTF-8\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no file names that are not UTF-8")
+def test_a_file_may_have_a_name_that_is_not_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = os.path.join(tmp_path, os.fsdecode(b"caf\xe9.txt"))
+    Path(file).write_text("", "utf-8")
+    monkeypatch.setattr(sys, "argv", ["bedplate", "info", file])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "is not UTF-8" not in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -322,8 +322,8 @@ def test_a_models_kind_is_said_where_the_other_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for model in (classifier, detector):
-        assert_refused(run_cli("generate", model, "A dog"), model, "is a model of images")
-        assert_refused(run_cli("generate", model, "--chat", "A dog"), model, "is a model of images")
+        assert_refused(run_cli("generate", model, "A dog"), model, "reads pictures and writes no text")
+        assert_refused(run_cli("generate", model, "--chat", "A dog"), model, "reads pictures and writes no text")
         text = ("out=" + str(tmp_path / "run"), f"data.path={labelled}", f"base={model}")
         assert_refused(run_cli("finetune", RECIPES / "classify.yaml", *text), model, "is a model of images")
         assert not (tmp_path / "run").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, processors
 
 import bedplate
 from bedplate.data.tokenizer import train_tokenizer
@@ -176,14 +176,23 @@ def test_an_encoders_frame_does_not_end_a_text_before_it_begins(model: ClipModel
         ("cat,dog,cat", "the label 'cat' is there twice"),
         (["cat"], "only 'cat' is given"),
         ("cat,,dog", "label 2 of 3 is empty"),
-        ({"a": "cat", "b": "cat"}, "the words 'cat' is there twice"),
+        ({"a": "cat", "b": "cat"}, "the words 'cat' are there twice"),
+        ([1, 2], "label 1: must be a string, not int"),
         (None, "labels: none are given"),
-        ("cat," + "photo " * 40, "label 2 .* tokens with its end, and this model reads 24"),
+        ("cat," + "photo " * 40, "label 2 .* tokens with its end, and this model reads 24; shorten the label$"),
     ],
 )
 def test_labels_that_are_none(model: ClipModel, labels: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         model.predict(pictures(1), labels=labels)
+
+
+def test_labels_that_a_tokenizer_makes_the_same_are_no_choice(model: ClipModel) -> None:
+    lower = Tokenizer.from_str(model.tokenizer.to_str())
+    lower.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match="labels: 'cat' and 'Cat' are the same tokens to this model; give each label"):
+        replace(model, tokenizer=lower).predict(pictures(1), labels="cat,dog,Cat")
+    assert len(model.predict(pictures(1), labels="cat,dog,Cat")[0]["scores"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -204,7 +213,7 @@ def test_options_that_do_not_fit(model: ClipModel, options: dict[str, Any], told
 
 def test_a_text_beyond_the_context_is_cut_where_that_is_wanted(model: ClipModel) -> None:
     long = "photo " * 100
-    with pytest.raises(InputError, match=r"text 2 \('photo photo.*reads 24; shorten it, or give truncate=True"):
+    with pytest.raises(InputError, match=r"text 2 \('photo photo.*reads 24; shorten the text, or give truncate=True"):
         model.embed(["cat", long])
     torch.testing.assert_close(model.embed([long], truncate=True), model.embed(["photo " * 300], truncate=True))
     with pytest.raises(InputError, match="text 1: the text is empty"):

@@ -84,6 +84,12 @@ def test_predict_gives_pictures_of_texts(model: DrawModel) -> None:
         ("", {}, "prompt is empty"),
         (" \n", {}, "prompt is empty"),
         ("a red heart " * 9, {}, "more than the 7 tokens"),
+        (3, {}, "prompt 1: must be a string, not int"),
+        (["heart", 3], {}, "prompt 2: must be a string, not int"),
+        ("heart", {"seed": "x"}, "seed='x': must be a whole number"),
+        ("heart", {"n": 1.5}, "n=1.5: must be a whole number"),
+        ("heart", {"top_k": "x"}, "top_k='x': must be a whole number"),
+        ("heart", {"guidance": "x"}, "guidance='x': must be a number"),
         ("heart", {"n": 0}, "n=0"),
         ("heart", {"top_k": 0}, "top_k=0"),
         ("heart", {"temperature": float("nan")}, "temperature=nan"),
@@ -92,7 +98,7 @@ def test_predict_gives_pictures_of_texts(model: DrawModel) -> None:
         ("heart", {"prefix": Image.new("RGB", (1, 1)), "keep": 0.0}, "keep=0"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(model: DrawModel, prompt: str, options: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_drawn_is_refused(model: DrawModel, prompt: Any, options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         model.draw(prompt, **options)
 
@@ -159,8 +165,12 @@ def test_what_cannot_be_ranked_is_refused(model: DrawModel, ranker: ClipModel) -
         model.draw_best("a red heart", ranker, 0)
     with pytest.raises(InputError, match="prompt is empty"):
         model.draw_best(["a red heart", " "], ranker, 2)
+    with pytest.raises(InputError, match="prompt 1: must be a string, not int"):
+        model.draw_best([3], ranker, 2)
+    with pytest.raises(InputError, match="seed='x': must be a whole number"):
+        model.draw_best("a red heart", ranker, 2, seed="x")
     short = ClipModel(
         ranker.module, ranker.processor, ranker.tokenizer, templates=("a picture of exactly one {label}",)
     )
-    with pytest.raises(InputError, match=r"prompt 1 .* this model reads 12"):
+    with pytest.raises(InputError, match=r"prompt 1 .* this model reads 12; shorten the prompt$"):
         model.draw_best("a red heart", short, 2)

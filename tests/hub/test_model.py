@@ -157,7 +157,7 @@ def test_an_empty_prompt_begins_a_document(directory: Path) -> None:
     (row,) = model.generate([[model.special.bos]], max_new_tokens=5, seed=0)
     assert model.generate("", max_new_tokens=5, seed=0) == [WORDS.decode(row)]
     model.special = SpecialTokens()
-    with pytest.raises(InputError, match="prompt 0 is empty"):
+    with pytest.raises(InputError, match="prompt 1 is empty"):
         model.generate("")
 
 

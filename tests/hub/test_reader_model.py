@@ -148,6 +148,10 @@ def test_a_picture_is_read_once_however_many_questions_it_has(monkeypatch: pytes
     [
         (lambda m: m.ask(pictures(1)[0], " "), "the question is empty"),
         (lambda m: m.ask(pictures(1)[0], []), "no question"),
+        (lambda m: m.ask(pictures(1)[0], [3]), "question 1: must be a string, not int"),
+        (lambda m: m.ask(pictures(1)[0], 3), "question 1: must be a string, not int"),
+        (lambda m: m.predict(pictures(1), [3]), "question 1: must be a string, not int"),
+        (lambda m: bedplate.ask(pictures(1)[0], 3, model=m), "question 1: must be a string, not int"),
         (lambda m: m.ask(pictures(1)[0], "how " * 30), r"has \d+ tokens, and this model reads 25, its answer included"),
         (lambda m: m.predict(pictures(2), ["how many?"]), "1 questions for 2 pictures"),
         (lambda m: m.predict(pictures(1), beams=3), "beams is no option of a reader"),
@@ -161,6 +165,12 @@ def test_a_picture_is_read_once_however_many_questions_it_has(monkeypatch: pytes
 def test_what_cannot_be_answered_is_said(call: Any, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         call(make())
+
+
+def test_a_folder_is_no_picture_to_ask_about(tmp_path: Path) -> None:
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(InputError, match=f"^{tmp_path}: a folder; ask takes one picture$"):
+            bedplate.ask(folder, "how many?", model=make())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3000, 2)])

@@ -221,11 +221,11 @@ def test_no_prompts_no_rows(gpt: GPT) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": [[1], []]}, "prompt 1 is empty"),
-        ({"prompts": [[1], [2] * 40]}, "prompt 1 has 40 tokens and the model's context holds 32"),
-        ({"prompts": [[2] * 32]}, "prompt 0 has 32 tokens and the model's context holds 32"),
-        ({"prompts": [[29]]}, "prompt 0 has a token id outside the model's vocabulary of 29"),
-        ({"prompts": [[-1]]}, "prompt 0 has a token id outside"),
+        ({"prompts": [[1], []]}, "prompt 2 is empty"),
+        ({"prompts": [[1], [2] * 4000]}, "prompt 2 has 4,000 tokens and the model's context holds 32"),
+        ({"prompts": [[2] * 32]}, "prompt 1 has 32 tokens and the model's context holds 32"),
+        ({"prompts": [[29]]}, "prompt 1 has a token id outside the model's vocabulary of 29"),
+        ({"prompts": [[-1]]}, "prompt 1 has a token id outside"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be"),
         ({"temperature": -0.1}, "temperature=-0.1 must be"),
         ({"temperature": float("nan")}, "temperature=nan must be"),

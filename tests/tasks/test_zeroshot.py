@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
 
 import bedplate
 from bedplate.errors import InputError
 from bedplate.hub.model import Model
+from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.gpt import GPT, GPTConfig
 from bedplate.models.scoring import Choice, log_likelihoods
 from bedplate.tasks.zeroshot import (
@@ -138,6 +140,14 @@ def test_a_seam_inside_of_a_token_is_scored_for_all_labels_alike(model: Model) -
 EXAMPLES = [("the cat", "animal"), ("the sea", "place")]
 
 
+def test_examples_that_are_cut_are_counted_with_the_texts(model: Model) -> None:
+    labels, long = {"animal": "dog", "place": "house"}, "the cat sees a dog near the sea " * 40
+    read = prompt(model, labels=labels, template="{text}: {label}", examples=[(long, "animal"), ("the sea", "place")])
+    assert read.cut == 1 and len(read._before) < len(long)
+    read.scores(["the cat", long])
+    assert read.cut == 2
+
+
 @pytest.mark.parametrize("template", ["{text} is {label}", "{label} is {text}"])
 @pytest.mark.parametrize("examples", [(), EXAMPLES], ids=["zero", "few"])
 def test_scores_depend_on_the_text_alone_and_not_on_the_order_of_labels(
@@ -198,12 +208,17 @@ def test_labels_as_people_give_them(labels: Any, expected: dict[str, str]) -> No
     ("labels", "part"),
     [
         ("sports", "only 'sports' is given"),
-        ([], "none is given"),
-        ("", "label 1 of 1 is empty"),
+        ([], "no labels are given; say what to choose between"),
+        ("", "no labels are given; say what to choose between"),
+        (" ;", "no labels are given"),
+        ("=x", "label 1 of 1 is empty"),
+        ([1, 2], "label 1: must be a string, not int"),
+        (["a", None], "label 2: must be a string, not NoneType"),
+        (5, r"labels: must be a string, a list or \{name: words\}, not int"),
         ("a,,b", "label 2 of 3 is empty"),
         ("a=,b", "label 1 of 2 is empty"),
         ("a,b,a", "the label 'a' is there twice"),
-        ("a=x,b=x", "the words 'x' is there twice"),
+        ("a=x,b=x", "the words 'x' are there twice; give each label words of its own"),
     ],
 )
 def test_labels_that_are_no_choice(labels: Any, part: str) -> None:
@@ -290,12 +305,57 @@ def test_predict_gives_what_a_classifier_gives(model: Model, method: str) -> Non
         ({"examples": [("a", "zzz")]}, "example 1: label 'zzz' is none of animal, place, time"),
         ({"examples": [("", "time")]}, "example 1: the text is empty"),
         ({"examples": [{"text": "a"}]}, "example 1: must be a pair of text and label"),
+        ({"examples": [1]}, "example 1: must be a pair of text and label"),
+        ({"examples": ["ab"]}, "example 1: must be a pair of text and label"),
+        ({"foo": 1}, "foo is no option of a choice between labels; it has method, template, examples, calibrate"),
+        ({"num_beams": 4}, "num_beams is no option of a choice between labels"),
     ],
 )
 def test_options_that_do_not_fit(model: Model, options: Any, part: str) -> None:
     with pytest.raises(InputError, match=part) as caught:
         model.predict(TEXTS, labels=LABELS, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text(model: Model) -> None:
+    for call in (model.predict, lambda texts: model.predict(texts, labels=LABELS)):
+        with pytest.raises(InputError, match="text 1: must be a string, not int"):
+            call([3])
+    with pytest.raises(InputError, match="text 1: must be a string, not int"):
+        model.predict(3)
+    with pytest.raises(InputError, match="prompt 2: must be a string or token ids, not int"):
+        model.generate(["a", 3])
+
+
+def encoder(tokenizer: Tokenizer, head: type[Encoder] = Encoder) -> Model:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GPTConfig.from_preset("bert", vocab_size=300, max_position_embeddings=32, **sizes)
+    return Model(head(config).eval(), tokenizer)
+
+
+@pytest.mark.parametrize("head", [Encoder, MaskedLM])
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"template": "{text} {label}"}, "leave the template out"),
+        ({"calibrate": False}, "leave the calibrate out"),
+        ({"method": "prompt"}, "leave the method out"),
+    ],
+)
+def test_an_encoder_reads_no_prompt(model: Model, head: type[Encoder], options: Any, part: str) -> None:
+    read = encoder(model.tokenizer, head)
+    with pytest.raises(InputError, match=rf"this one is an encoder; {part} \(method embedding\)"):
+        read.predict(TEXTS, labels=LABELS, **options)
+    assert len(read.predict(TEXTS, labels=LABELS)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("method", ["prompt", "embedding"])
+def test_labels_that_a_tokenizer_makes_the_same_are_no_choice(model: Model, method: str) -> None:
+    lower = Tokenizer.from_str(model.tokenizer.to_str())
+    lower.normalizer = normalizers.Lowercase()
+    with pytest.raises(InputError, match="labels: 'cat' and 'Cat' are the same tokens to this model"):
+        replace(model, tokenizer=lower).predict(TEXTS, labels="cat,dog,Cat", method=method)
+    assert len(model.predict(TEXTS, labels="cat,dog,Cat", method=method)) == len(TEXTS)
 
 
 def test_a_classifier_keeps_its_own_labels(tiny_classified: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bedplate.api.caption import READER, reader
 from bedplate.data.images import Source
+from bedplate.errors import InputError
 from bedplate.hub.reader_model import ReaderModel
+from bedplate.hub.text import strings
 
 
 def ask(
@@ -32,8 +35,10 @@ def ask(
         [{"question", "text", "score": probability of the text}].
 
     Raises:
-        InputError: what is no picture, an empty or too long question, or a model that is no reader.
+        InputError: what is no picture, a folder, an empty or too long question, or a model that is no reader.
     """
-    asked = [questions] if isinstance(questions, str) else list(questions)
+    asked = strings(questions, "question")
+    if isinstance(image, str | Path) and os.path.isdir(image):  # also where a name is too long for a file
+        raise InputError(f"{image}: a folder; ask takes one picture")
     found = reader(model, device).ask(image, asked, **options)
     return [{"question": question, **row} for question, row in zip(asked, found, strict=True)]

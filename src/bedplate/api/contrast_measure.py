@@ -52,8 +52,9 @@ def measure_clip(
 
     Returns:
         {"n", "unit": "pictures" or "pairs", "metrics": {name: {"value", "low", "high", "n"}}, "baselines": {name: the
-        same}, "data": what was left out}. Of labelled pictures `accuracy`, `accuracy_top5`, `macro_f1`, with "labels",
-        and "confusion" where these are few; of pairs recall both ways, see `metrics.retrieval`.
+        same}, "data": what was left out, and of pairs "cut", how many texts are longer than the model reads}. Of
+        labelled pictures `accuracy`, `accuracy_top5`, `macro_f1`, with "labels", and "confusion" where these are few;
+        of pairs recall both ways, see `metrics.retrieval`.
 
     Raises:
         InputError: pictures with neither, labels that `labels` does not have, or both columns.
@@ -124,9 +125,11 @@ def _retrieval(model: ClipModel, pairs: Pairs, template: str | Sequence[str] | N
     # A text that several pictures of a group have is looked for, and found, once.
     found = dict.fromkeys((text, int(group[i])) for i in store.usable for text in pairs.texts[i][: whole[i]])
     texts, of_text = [text for text, _ in found], np.array([number for _, number in found], np.int64)
-    total = torch.zeros(len(texts), model.config.projection_dim)
+    total, cut = torch.zeros(len(texts), model.config.projection_dim), np.zeros(len(texts), bool)
     for sentence in (PLACE,) if template is None else checked_templates(template):
-        total += model.embed([sentence.replace(PLACE, text) for text in texts], truncate=True)
+        written = [sentence.replace(PLACE, text) for text in texts]
+        total += model.embed(written, truncate=True)
+        cut |= [model.token_count(text) > model.config.text.max_position_embeddings for text in written]
     images = torch.cat(list(_images(model, store)))
     of_image = group[store.usable]
     number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
@@ -143,7 +146,12 @@ def _retrieval(model: ClipModel, pairs: Pairs, template: str | Sequence[str] | N
         "unit": "pairs",
         "metrics": metrics,
         "baselines": {"chance": {"image_to_text_r1": _known(chance, len(images))}},
-        "data": {**_left_out(pairs.dropped, store), "texts": len(texts), "groups": len(set(of_text.tolist()))},
+        "data": {
+            **_left_out(pairs.dropped, store),
+            "texts": len(texts),
+            "cut": int(cut.sum()),
+            "groups": len(set(of_text.tolist())),
+        },
     }
 
 

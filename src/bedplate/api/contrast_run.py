@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bedplate.api.contrast_report import write_contrast_report
 from bedplate.api.contrast_towers import CONTEXT, Towers, make_clip, make_towers
-from bedplate.api.picture_run import PictureRun
+from bedplate.api.picture_run import PictureRun, said_broken
 from bedplate.api.run import Run
 from bedplate.data.apart import USES, keep_apart
 from bedplate.data.augment import ImageAugment
@@ -251,9 +251,7 @@ def said(found: Mapping[str, Any], pairs: Pairs) -> list[str]:
         lines.append(f"The first picture without a text is {pairs.textless[0]}")
     if found["equal_pictures"]:
         lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
-    if broken := found["broken"]:
-        lines.append(f"{len(broken):,} pictures are broken and left out, among them {broken[0]}")
-    return lines
+    return lines + said_broken(found["broken"])
 
 
 def _chance(group: NDArray[np.int64], text: NDArray[np.int64]) -> float:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bedplate.errors import InputError
 from bedplate.hub.chat import Conversation
-from bedplate.hub.model import Model, load
+from bedplate.hub.load import load
+from bedplate.hub.model import Model
+from bedplate.hub.text import strings
 from bedplate.models.beam import EarlyStopping
 from bedplate.train.hardware import choose_device
+
+OTHERS: Mapping[str, str] = MappingProxyType(
+    {
+        "ClipModel": "reads pictures and writes no text; use predict --labels or search",
+        "DrawModel": "draws pictures and writes no text; use draw",
+        "ImageModel": "reads pictures and writes no text; use predict",
+        "ImageTokensModel": "reads pictures and writes no text; use predict",
+        "ReaderModel": "writes about pictures and continues no text; use caption or ask",
+    }
+)
+"""Class of a model that is no language model -> what it does, and the verbs for it."""
 
 
 def generate(
@@ -51,7 +65,7 @@ def generate(
     Returns:
         [{"prompt", "text"}], one a prompt.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = strings(prompts, "prompt")
     loaded = _language_model(model, device, dtype, adapter)
     options: dict[str, Any] = {"num_beams": num_beams, "length_penalty": length_penalty}
     options |= {"early_stopping": early_stopping}
@@ -103,8 +117,12 @@ def _language_model(model: Any, device: str, dtype: str | None, adapter: str | P
     Raises:
         InputError: it is a model of another kind, or nothing that can be loaded.
     """
-    if isinstance(model, Model):
-        return model
-    if not isinstance(model, str | Path):
-        raise InputError(f"{type(model).__name__} writes no texts; give a language model, or the path of one")
-    return load(model, choose_device(device), dtype, adapter)
+    name, loaded = "this model", model
+    if isinstance(model, str | Path):
+        name, loaded = str(model), load(model, choose_device(device), dtype, adapter)
+    if isinstance(loaded, Model):
+        return loaded
+    kind = type(loaded).__name__
+    if kind in OTHERS:
+        raise InputError(f"{name} {OTHERS[kind]}")
+    raise InputError(f"{kind} writes no texts; give a language model, or the path of one")

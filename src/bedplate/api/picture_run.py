@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from bedplate.train.loop import Data, Trainer
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", bound=PictureRecipe)
 
+NAMED = 10  # broken pictures that are named while a run begins
 SCORED_ROWS = 256  # pictures of a batch that is not trained on
 
 
@@ -137,3 +138,11 @@ class PictureRun(Run[P]):
 
     def keep_preprocessing(self) -> None:
         """Nothing: what is done to pictures follows from the recipe and the base."""
+
+
+def said_broken(broken: Sequence[str], record: str = "environment.json") -> list[str]:
+    """Which pictures are broken, as sentences: the first `NAMED` by name."""
+    lines = [f"Left out as broken: {each}" for each in broken[:NAMED]]
+    if len(broken) > NAMED:
+        lines.append(f"{len(broken):,} pictures are broken and left out in all; {record} names each.")
+    return lines

@@ -15,6 +15,7 @@ from bedplate.hub.image_model import ImageModel, listed
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.text import strings
 from bedplate.tasks.zeroshot import Example, Labels
 from bedplate.train.hardware import choose_device
 
@@ -93,7 +94,7 @@ def predict(
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")
     named = (
-        [(f"text {number}", text) for number, text in enumerate(texts, 1)]
+        [(f"text {number}", text) for number, text in enumerate(strings(texts, "text"), 1)]
         if file is None
         else _read(file, column or "text")
     )

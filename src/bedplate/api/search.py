@@ -51,8 +51,8 @@ def search(
         [{"path", "score"}]; the score is the cosine.
 
     Raises:
-        InputError: an empty query, no pictures, none that can be decoded, a model of another kind, or a file that is
-            no index.
+        InputError: an empty or too long query, no pictures, none that can be decoded, a model of another kind, or a
+            file that is no index.
     """
     if n < 1:
         raise InputError(f"n={n}: give 1 or more")
@@ -61,6 +61,10 @@ def search(
     loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
     if not isinstance(loaded, ClipModel):
         raise InputError(f"{model}: searching needs a model of texts and pictures in one space (CLIP), such as {MODEL}")
+    if isinstance(asked, str) and (tokens := loaded.token_count(asked)) > (
+        limit := loaded.config.text.max_position_embeddings
+    ):
+        raise InputError(f"query: {tokens:,} tokens with its end, and this model reads {limit}; shorten the query")
     vector = loaded.embed([asked])[0]
     whose = fingerprint(loaded)
     file = Path(index) if index is not None else _in_cache(folder, whose)

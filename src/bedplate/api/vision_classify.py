@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bedplate.api.picture_run import said_broken
 from bedplate.api.vision_report import write_classification_report
 from bedplate.api.vision_run import VisionRun
 from bedplate.data.apart import USES, keep_apart
@@ -31,7 +32,6 @@ from bedplate.train.log import RunLog, write_whole
 from bedplate.train.loop import Trainer
 
 SHOWN = 24  # pictures of each kind in the report
-NAMED = 10  # broken pictures that are named while a run begins
 LOOKS = 4  # of these are shown with the model's attention
 
 
@@ -184,11 +184,3 @@ def said(found: Mapping[str, Any], record: str = "environment.json") -> list[str
     if found.get("equal_pictures"):
         lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
     return lines + said_broken(found.get("broken", ()), record)
-
-
-def said_broken(broken: Sequence[str], record: str = "environment.json") -> list[str]:
-    """Which pictures are broken, as sentences: the first `NAMED` by name."""
-    lines = [f"Left out as broken: {each}" for each in broken[:NAMED]]
-    if len(broken) > NAMED:
-        lines.append(f"{len(broken):,} pictures are broken and left out in all; {record} names each.")
-    return lines

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.api.vision_classify import said_broken
+from bedplate.api.picture_run import said_broken
 from bedplate.api.vision_report import write_detection_report
 from bedplate.api.vision_run import VisionRun
 from bedplate.data.apart import USES, keep_apart

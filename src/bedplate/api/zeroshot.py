@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.data.labelled import LabelledTexts, read_labelled
+from bedplate.hub.image_model import taken
 from bedplate.hub.model import Model
-from bedplate.hub.zeroshot import ZeroShot
+from bedplate.hub.zeroshot import OPTIONS, ZeroShot
 from bedplate.metrics.classification import accuracy, confusion_matrix, macro_f1
 from bedplate.tasks.zeroshot import Example, Labels, check_label, choose_examples, read_labels
 
@@ -53,9 +54,9 @@ def evaluate_labels(
         seeded draw; majority is the most frequent label of `data` for all.
 
     Raises:
-        InputError: a label in the data that is not among `labels`, and what `ZeroShot` raises.
+        InputError: a label in the data that is not among `labels`, an unknown option, and what `ZeroShot` raises.
     """
-    chooser = ZeroShot(model, labels, **options)
+    chooser = ZeroShot(model, labels, **taken(options, OPTIONS, "a choice between labels"))
     names = chooser.labels
     texts = _of_labels(read_labelled(_paths(data), column, label), names)
     chosen = [names.index(row["label"]) for row in chooser.predict(texts.texts)]

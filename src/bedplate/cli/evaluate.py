@@ -163,6 +163,8 @@ def _print_zero_shot(result: dict[str, Any]) -> None:
         print(f"left out: {count:,} {what}")
     for broken in result["data"]["broken"]:
         print(f"left out: {broken}")
+    if cut := result["data"].get("cut"):
+        print(f"cut: {cut:,} texts that are longer than the model reads")
     if "confusion" in result:
         _print_confusion(result)
 

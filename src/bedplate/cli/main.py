@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a defect of ours, 2 bad input or usage, 3 a declared thres
 """
 
 import io
+import os
 import sys
 import traceback
 from typing import Annotated, Any
@@ -106,6 +107,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a model may write what the terminal's encoding does not know
             stream.reconfigure(errors="replace")
+    for number, argument in enumerate(sys.argv[1:], 1):
+        # Bytes that Python could not decode are surrogates: no tokenizer takes them, but a file may have such a name.
+        if any("\ud800" <= character <= "\udfff" for character in argument) and not os.path.lexists(argument):
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            say(f"Error: argument {number}, '{shown}', is not UTF-8 and names no file; write it in UTF-8")
+            sys.exit(2)
     try:
         app()
     except Exception:

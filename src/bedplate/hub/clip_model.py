@@ -16,13 +16,13 @@ from bedplate.data.images import Source
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.clip_directory import load_clip_module, read_clip_processor, save_clip_directory
-from bedplate.hub.clip_texts import PLACE, TEMPLATES, checked_templates, spelling, text_rows
+from bedplate.hub.clip_texts import PLACE, TEMPLATES, checked_templates, spelling, text_ids, text_rows
 from bedplate.hub.image_model import Images, listed, taken
 from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.processor import ImageProcessor
 from bedplate.models.clip import Clip, ClipConfig
 from bedplate.tasks.classify import as_predictions
-from bedplate.tasks.zeroshot import Labels, read_labels
+from bedplate.tasks.zeroshot import Labels, check_distinct, read_labels
 
 
 @dataclass
@@ -80,8 +80,14 @@ class ClipModel(MultimodalModel):
 
         It is the mean of its vectors in all templates (arXiv 2103.00020, section 3.1.4); `template` is one or several,
         by default the model's own.
+
+        Raises:
+            InputError: labels or templates that are none, two labels of the same tokens, or a label that is too long.
         """
-        return self.templated(list(read_labels(labels).values()), template, "label")
+        words = read_labels(labels)
+        vectors = self.templated(list(words.values()), template, "label")
+        check_distinct(words, text_rows(self._spelling(), self.config, list(words.values()), what="label"))
+        return vectors
 
     def templated(
         self, texts: Sequence[str], template: str | Sequence[str] | None = None, what: str = "text"
@@ -90,7 +96,7 @@ class ClipModel(MultimodalModel):
         total = torch.zeros(len(texts), self.config.projection_dim)
         for sentence in self.templates if template is None else checked_templates(template):
             written = [sentence.replace(PLACE, text) for text in texts]
-            total += F.normalize(self._embed_texts(written, 256, False, what), dim=1)
+            total += F.normalize(self._embed_texts(written, 256, None, what), dim=1)
         return F.normalize(total, dim=1)
 
     def embed(
@@ -118,6 +124,10 @@ class ClipModel(MultimodalModel):
             raise InputError("give either texts or pictures at one time; a picture's path is a Path, not a string")
         vectors = self._embed_texts(texts, batch_size, truncate) if texts else self._embed_images(items, batch_size)
         return F.normalize(vectors, dim=1) if normalize else vectors
+
+    def token_count(self, text: str) -> int:
+        """How many tokens a text has, its end included; the model reads `config.text.max_position_embeddings`."""
+        return len(text_ids(self._spelling(), self.config, text))
 
     @torch.inference_mode()
     def embed_pixels(self, pixels: Tensor) -> Tensor:
@@ -169,11 +179,9 @@ class ClipModel(MultimodalModel):
         return self.module.image_features(read).float().cpu()
 
     @torch.inference_mode()
-    def _embed_texts(self, texts: Sequence[str], batch_size: int, truncate: bool, what: str = "text") -> Tensor:
+    def _embed_texts(self, texts: Sequence[str], batch_size: int, truncate: bool | None, what: str = "text") -> Tensor:
         """`(N, P)`, not normalised; texts of like length share a batch."""
-        if self._plain is None or self._plain[0] is not self.tokenizer:  # a copy of a large vocabulary takes its time
-            self._plain = self.tokenizer, spelling(self.need_tokenizer())
-        rows = text_rows(self._plain[1], self.config, texts, truncate=truncate, what=what)
+        rows = text_rows(self._spelling(), self.config, texts, truncate=truncate, what=what)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         vectors = torch.zeros(len(rows), self.config.projection_dim)
         for first in _starts(len(order), batch_size):
@@ -182,6 +190,12 @@ class ClipModel(MultimodalModel):
             ids = torch.tensor([rows[i] + rows[i][-1:] * (longest - len(rows[i])) for i in part])
             vectors[part] = self.module.text_features(ids.to(self.module.device)).float().cpu()
         return vectors
+
+    def _spelling(self) -> Tokenizer:
+        """The tokenizer for which special tokens that a text spells out stay text."""
+        if self._plain is None or self._plain[0] is not self.tokenizer:  # a copy of a large vocabulary takes its time
+            self._plain = self.tokenizer, spelling(self.need_tokenizer())
+        return self._plain[1]
 
     def need_tokenizer(self) -> Tokenizer:
         """Its tokenizer.

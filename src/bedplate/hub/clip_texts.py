@@ -27,35 +27,46 @@ def spelling(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
+def text_ids(tokenizer: Tokenizer, config: ClipConfig, text: str) -> list[int]:
+    """Token ids of a whole text, the special tokens of its tokenizer around it and the end token last."""
+    end, ids = end_id(tokenizer, config), tokenizer.encode(text).ids
+    while ids and ids[0] == end:  # as encoders have it; it would end the text before it begins
+        ids = ids[1:]
+    return [*(ids[: ids.index(end)] if end in ids else ids), end]
+
+
 def text_rows(
-    tokenizer: Tokenizer, config: ClipConfig, texts: Sequence[str], *, truncate: bool = False, what: str = "text"
+    tokenizer: Tokenizer,
+    config: ClipConfig,
+    texts: Sequence[str],
+    *,
+    truncate: bool | None = None,
+    what: str = "text",
 ) -> list[list[int]]:
-    """Token ids of each text, the special tokens of its tokenizer around it and the end token last.
+    """Token ids of each text, see `text_ids`.
 
     Args:
         tokenizer: see `spelling`.
-        truncate: cut a text that is too long at its end; the end token stays.
+        truncate: cut a text that is too long at its end; the end token stays. None: who calls has no such option, and
+            no error names it.
         what: the texts are called in errors.
 
     Raises:
         InputError: an empty text, one that is no string, or one of more tokens than the model reads.
     """
-    end, limit, rows = end_id(tokenizer, config), config.text.max_position_embeddings, []
+    limit, rows = config.text.max_position_embeddings, []
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise InputError(f"{what} {number}: must be a string, not {type(text).__name__}")
         if not text.strip():
             raise InputError(f"{what} {number}: the text is empty; remove it or fill it in")
-        ids = tokenizer.encode(text).ids
-        while ids and ids[0] == end:  # as encoders have it; it would end the text before it begins
-            ids = ids[1:]
-        ids = ids[: ids.index(end)] if end in ids else ids
-        if len(ids) >= limit and not truncate:
+        ids = text_ids(tokenizer, config, text)
+        if len(ids) > limit and not truncate:
             raise InputError(
-                f"{what} {number} ({' '.join(text.split())[:SHOWN]!r}...): {len(ids) + 1:,} tokens with its end, and "
-                f"this model reads {limit}; shorten it, or give truncate=True"
+                f"{what} {number} ({' '.join(text.split())[:SHOWN]!r}...): {len(ids):,} tokens with its end, and this "
+                f"model reads {limit}; shorten the {what}{'' if truncate is None else ', or give truncate=True'}"
             )
-        rows.append([*ids[: limit - 1], end])
+        rows.append([*ids[: limit - 1], ids[-1]])
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from bedplate.hub.image_tokens_model import (
 )
 from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.processor import FILE, ImageProcessor, read_processor
+from bedplate.hub.text import strings
 from bedplate.models.dalle import Dalle, DalleConfig, Painter
 from bedplate.models.image_tokenizer import ImageTokenizer
 from bedplate.nn.config import TrunkConfig
@@ -89,7 +91,9 @@ class DrawModel(MultimodalModel):
         Raises:
             InputError: an empty or too long prompt, what is no picture, or a setting outside of its range.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = strings(prompts, "prompt")
+        _check_kinds(Integral, n=n, seed=seed, top_k=1 if top_k is None else top_k)
+        _check_kinds(Real, guidance=guidance, temperature=temperature, keep=keep)
         if n < 1:
             raise InputError(f"n={n}: give 1 or more")
         rows = [text for text in texts for _ in range(n)]
@@ -131,7 +135,8 @@ class DrawModel(MultimodalModel):
         Raises:
             InputError: as of `draw`, a prompt that is too long for the ranker, or fewer than one drawing.
         """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = strings(prompts, "prompt")
+        _check_kinds(Integral, best_of=best_of, n=n, seed=seed)
         if best_of < 1:
             raise InputError(f"best_of={best_of}: give 1 or more")
         self._ids(texts)  # an empty prompt is said before the ranker meets it
@@ -220,6 +225,17 @@ class DrawModel(MultimodalModel):
             if self.card:
                 (partial / "README.md").write_text(self.card, "utf-8")
             write_weights(partial, {name: parameter.detach() for name, parameter in self.module.named_parameters()})
+
+
+def _check_kinds(kind: type[Integral] | type[Real], **settings: object) -> None:
+    """Refuse settings that are no (whole) numbers.
+
+    Raises:
+        InputError: One is none.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, kind):
+            raise InputError(f"{name}={value!r}: must be a {'whole ' if kind is Integral else ''}number")
 
 
 def draw_trunk(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def _name(image: Source, number: int) -> str:
     return str(image) if isinstance(image, str | Path) else f"image {number + 1}"
 
 
-def taken(options: dict[str, Any], known: dict[str, Any], whose: str) -> dict[str, Any]:
+def taken(options: Mapping[str, Any], known: Mapping[str, Any], whose: str) -> dict[str, Any]:
     """`known` options with their defaults, and what is given in place of these.
 
     Raises:
@@ -173,4 +173,4 @@ def taken(options: dict[str, Any], known: dict[str, Any], whose: str) -> dict[st
     """
     if unknown := next((name for name in options if name not in known), None):
         raise InputError(f"{unknown} is no option of {whose}; it has {', '.join(known) or 'none'}")
-    return known | options
+    return {**known, **options}

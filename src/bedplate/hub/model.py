@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
@@ -29,11 +29,12 @@ from bedplate.hub.embedding import (
     read_embedding_settings,
     write_embedding_settings,
 )
+from bedplate.hub.image_model import taken
 from bedplate.hub.locate import locate
 from bedplate.hub.peft import is_adapter
-from bedplate.hub.text import TextStream
+from bedplate.hub.text import TextStream, strings
 from bedplate.hub.vision_directory import is_vision
-from bedplate.hub.zeroshot import ZeroShot
+from bedplate.hub.zeroshot import OPTIONS, ZeroShot
 from bedplate.models.beam import generate
 from bedplate.models.bert import Encoder, MaskedLM
 from bedplate.models.classifier import Classifier
@@ -106,6 +107,9 @@ class Model:
         module = self.need_language_model()
         options.setdefault("stop_ids", self.special.eos)
         given: Sequence[str | Sequence[int]] = [prompts] if isinstance(prompts, str) else list(prompts)
+        for number, prompt in enumerate(given, 1):
+            if not isinstance(prompt, Iterable):
+                raise InputError(f"prompt {number}: must be a string or token ids, not {type(prompt).__name__}")
         texts = [prompt for prompt in given if isinstance(prompt, str)]
         rows = [list(prompt) for prompt in given if not isinstance(prompt, str)]
         if texts and rows:
@@ -134,9 +138,9 @@ class Model:
         With `labels`, a model that has not learnt them chooses between them and gives what a classifier does; options
         are those of `hub.zeroshot.ZeroShot`.
         """
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        texts = strings(inputs, "text")
         if (labels := options.pop("labels", None)) is not None:
-            return ZeroShot(self, labels, **options).predict(texts)
+            return ZeroShot(self, labels, **taken(options, OPTIONS, "a choice between labels")).predict(texts)
         if isinstance(self.module, MaskedLM):
             candidates = options.pop("candidates", CANDIDATES)
             if options:

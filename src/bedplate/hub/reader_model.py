@@ -18,6 +18,7 @@ from bedplate.hub.image_model import ImageModel, Images, listed, taken
 from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.processor import ImageProcessor, read_processor
 from bedplate.hub.reader_directory import load_reader, save_reader
+from bedplate.hub.text import strings
 from bedplate.hub.vision_directory import encoder_of
 from bedplate.models.reader import Reader
 from bedplate.models.vit import VisionModel
@@ -57,7 +58,9 @@ class ReaderModel(MultimodalModel):
             InputError: what is no picture, an empty or too long question, or an unknown option.
         """
         images = listed(inputs)
-        questions = [question] * len(images) if question is None or isinstance(question, str) else list(question)
+        questions: Sequence[str | None] = [None] * len(images)
+        if question is not None:
+            questions = [question] * len(images) if isinstance(question, str) else strings(question, "question")
         if len(questions) != len(images):
             raise InputError(
                 f"{len(questions)} questions for {len(images)} pictures: give one, or one a picture; to ask several "
@@ -71,7 +74,7 @@ class ReaderModel(MultimodalModel):
 
     def ask(self, image: Source, questions: str | Sequence[str], **options: Any) -> list[dict[str, Any]]:
         """An answer to each question about one picture, which is read once; see `predict`."""
-        asked = [questions] if isinstance(questions, str) else list(questions)
+        asked = strings(questions, "question")
         if not asked:
             raise InputError("no question; give one or more")
         return self._written([(image, asked)], options)

@@ -1,12 +1,29 @@
-"""Text from tokens as they come, cut at stop strings."""
+"""Texts as people give them, and text from tokens as they come, cut at stop strings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer
 
+from bedplate.errors import InputError
+
 INCOMPLETE = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
+
+
+def strings(given: object, what: str) -> list[str]:
+    """One string or several as a list; `what` they are called in errors.
+
+    Raises:
+        InputError: something else, or something else among them.
+    """
+    several = [given] if isinstance(given, str) or not isinstance(given, Iterable) else given
+    found = []
+    for number, each in enumerate(several, 1):
+        if not isinstance(each, str):
+            raise InputError(f"{what} {number}: must be a string, not {type(each).__name__}")
+        found.append(each)
+    return found
 
 
 class TextStream:

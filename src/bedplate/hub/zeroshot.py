@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, get_args
 
 from bedplate.errors import InputError
 from bedplate.models.classifier import Classifier
+from bedplate.models.gpt import GPT
 from bedplate.tasks.classify import as_predictions
 from bedplate.tasks.zeroshot import (
     TEMPLATE,
@@ -15,6 +17,7 @@ from bedplate.tasks.zeroshot import (
     Method,
     Prompt,
     Template,
+    check_distinct,
     checked_examples,
     read_labels,
     similarities,
@@ -22,6 +25,9 @@ from bedplate.tasks.zeroshot import (
 
 if TYPE_CHECKING:
     from bedplate.hub.model import Model
+
+OPTIONS: Mapping[str, Any] = MappingProxyType({"method": None, "template": None, "examples": (), "calibrate": None})
+"""Options of `ZeroShot` and what they are by default."""
 
 
 class ZeroShot:
@@ -36,7 +42,8 @@ class ZeroShot:
         calibrate: whether a prompt's scores are taken relative to those of a text without content; default: yes.
 
     Raises:
-        InputError: the model is a classifier, or labels, template, examples or options that do not fit.
+        InputError: the model is a classifier, or an encoder that is given a prompt, or labels, template, examples or
+            options that do not fit.
     """
 
     def __init__(
@@ -58,6 +65,8 @@ class ZeroShot:
         if self.method not in get_args(Method):
             raise InputError(f"method={method!r} is not known; choose one of {', '.join(get_args(Method))}")
         self._examples = checked_examples(examples, self.labels)
+        tokenizer = model.need_tokenizer()
+        check_distinct(self._words, [tokenizer.encode(words).ids for words in self._words.values()])
         self._prompt = None
         if self.method == "embedding":
             if template is not None or calibrate is not None:
@@ -65,11 +74,18 @@ class ZeroShot:
                     "template and calibrate are for method='prompt'; leave them out, or choose that method"
                 )
             return
-        special, module = model.special, model.need_language_model()
+        special, module = model.special, model.module
+        if not isinstance(module, GPT):
+            of_prompt = {"template": template, "calibrate": calibrate, "method": method}
+            given = " and the ".join(name for name, value in of_prompt.items() if value is not None)
+            raise InputError(
+                f"a prompt needs a model that writes text, and this one is an encoder; leave the {given} out (method "
+                "embedding)"
+            )
         start = special.bos if special.bos is not None else next(iter(special.eos), None)
         self._prompt = Prompt(
             module,
-            model.need_tokenizer(),
+            tokenizer,
             self._words,
             start,
             Template(TEMPLATE if template is None else template),
@@ -96,7 +112,7 @@ class ZeroShot:
 
     @property
     def cut(self) -> int:
-        """Texts of which a prompt left the end out, so far."""
+        """Texts, examples included, of which a prompt left the end out, so far."""
         return 0 if self._prompt is None else self._prompt.cut
 
     def _embed(self, texts: Sequence[str]) -> Any:

@@ -75,7 +75,8 @@ def run_suite(
         progress: called with a line as each task is done.
 
     Returns:
-        {"n": rows, "metrics": {"accuracy": mean over tasks}, "groups": {key: {value: {"n", "tasks", "metrics"}}},
+        {"n": rows, "metrics": {"accuracy": mean over tasks}, "chance": mean over tasks (None where one has none),
+        "groups": {key: {value: {"n", "tasks", "chance", "metrics"}}},
         "tasks": {name: {"n", "kind", "chance", "hash", "truncated", "metrics"}}, "scoring", "limit", "hash"}.
 
     Raises:
@@ -89,6 +90,7 @@ def run_suite(
     return {
         "n": sum(len(task.rows) for task in tasks),
         "metrics": _average(results.values()),
+        "chance": _chance(results.values()),
         "groups": _grouped(tasks, results),
         "tasks": results,
         "scoring": scorer.scoring,
@@ -267,6 +269,12 @@ def _average(results: Iterable[Mapping[str, Any]]) -> Metrics:
     return {"accuracy": macro_average([result["metrics"]["accuracy"] for result in results])}
 
 
+def _chance(results: Iterable[Mapping[str, Any]]) -> float | None:
+    """The mean of the chances of tasks; None where a task has none."""
+    chances = [result["chance"] for result in results]
+    return None if None in chances else float(np.mean(chances))
+
+
 def _grouped(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Means over the tasks whose rows carry the same value of a key in `GROUP_KEYS`, or that share a sub-folder."""
     members: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -282,6 +290,7 @@ def _grouped(tasks: Sequence[Task], results: Mapping[str, Mapping[str, Any]]) ->
             value: {
                 "n": sum(results[name]["n"] for name in names),
                 "tasks": len(names),
+                "chance": _chance(results[name] for name in names),
                 "metrics": _average(results[name] for name in names),
             }
             for value, names in sorted(groups.items())

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bedplate.metrics.intervals import Array, Floats, percentile_interval
-from bedplate.metrics.proportion import share
+from bedplate.metrics.proportion import proportion, share
 
 Counts = npt.NDArray[np.int64]
 
@@ -22,16 +22,13 @@ def confusion_matrix(truth: Array, predicted: Array, classes: int) -> Counts:
     return np.bincount(rows * classes + columns, minlength=classes**2).reshape(classes, classes)
 
 
-def accuracy(truth: Array, predicted: Array, *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
-    """The share of rows whose class was predicted, with its 95 % percentile-bootstrap interval over rows.
+def accuracy(truth: Array, predicted: Array) -> dict[str, float]:
+    """The share of independent rows whose class was predicted, with its 95 % score interval; see `proportion`.
 
-    Returns {"value", "low", "high", "n"}. How many of n rows drawn with replacement are right follows a binomial law,
-    so that law is drawn from and no row is. Where all rows are right, or none, the interval has no width.
+    Returns {"value", "low", "high", "n"}.
     """
     rows, columns = _paired(truth, predicted)
-    n = _scored(rows)
-    value = float((rows == columns).mean())
-    return percentile_interval(value, np.random.default_rng(seed).binomial(n, value, size=resamples) / n, n)
+    return proportion(rows == columns)
 
 
 def macro_f1(truth: Array, predicted: Array, classes: int, *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:

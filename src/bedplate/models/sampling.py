@@ -109,17 +109,17 @@ class Sampler:
 
 
 def check_prompts(prompts: list[list[int]], vocab_size: int, context: int) -> None:
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts, 1):
         if not prompt:
             raise InputError(f"prompt {row} is empty: give at least one token, such as the one that begins a document")
         if len(prompt) >= context:
             raise InputError(
-                f"prompt {row} has {len(prompt)} tokens and the model's context holds {context}, "
+                f"prompt {row} has {len(prompt):,} tokens and the model's context holds {context:,}, "
                 "new ones included; shorten the prompt"
             )
         if not (min(prompt) >= 0 and max(prompt) < vocab_size):
             raise InputError(
-                f"prompt {row} has a token id outside the model's vocabulary of {vocab_size}; "
+                f"prompt {row} has a token id outside the model's vocabulary of {vocab_size:,}; "
                 "use the model's own tokenizer"
             )
 

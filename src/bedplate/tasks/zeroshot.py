@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,25 +41,54 @@ def read_labels(labels: Labels) -> dict[str, str]:
     own: "sports, politics", "positive=great; negative=terrible, a waste of time".
 
     Raises:
-        InputError: Fewer than two labels, an empty one, or two of one name or with the same words.
+        InputError: Fewer than two labels, an empty one, one that is no string, or two of one name or with the same
+            words.
     """
+    if not isinstance(labels, str | Iterable):
+        raise InputError(f"labels: must be a string, a list or {{name: words}}, not {type(labels).__name__}")
     if isinstance(labels, str):
         labels = labels.strip().strip(";" if ";" in labels else ",").split(";" if ";" in labels else ",")
     if not isinstance(labels, Mapping):
-        pairs = [part.partition("=") for part in labels]
+        pairs = []
+        for number, part in enumerate(labels, 1):
+            if not isinstance(part, str):
+                raise InputError(f"label {number}: must be a string, not {type(part).__name__}")
+            pairs.append(part.partition("="))
         named = [(name.strip(), (words if equals else name).strip()) for name, equals, words in pairs]
     else:
         named = [(str(name).strip(), str(words).strip()) for name, words in labels.items()]
+    if not any(name or words for name, words in named):
+        raise InputError("no labels are given; say what to choose between, as in sports,politics")
     for number, (name, words) in enumerate(named, 1):
         if not name or not words:
             raise InputError(f"label {number} of {len(named)} is empty; write labels as sports,politics or name=words")
-    for what, values in (("label", [name for name, _ in named]), ("words", [words for _, words in named])):
+    for told, values, own in (
+        ("label {!r} is", [name for name, _ in named], "a name"),
+        ("words {!r} are", [words for _, words in named], "words"),
+    ):
         if twice := [value for value, count in Counter(values).items() if count > 1]:
-            raise InputError(f"labels: the {what} {twice[0]!r} is there twice; give each label a name of its own")
+            raise InputError(f"labels: the {told.format(twice[0])} there twice; give each label {own} of its own")
     if len(named) < 2:
-        told = f"only {named[0][0]!r} is given" if named else "none is given"
-        raise InputError(f"labels: {told}; a choice needs two or more, as in sports,politics")
+        raise InputError(f"labels: only {named[0][0]!r} is given; a choice needs two or more, as in sports,politics")
     return dict(named)
+
+
+def check_distinct(names: Iterable[str], rows: Iterable[Sequence[int]]) -> None:
+    """Refuse labels that a tokenizer makes the same, as one without capitals does "cat" and "Cat".
+
+    Args:
+        names: of the labels.
+        rows: the token ids of each label's words.
+
+    Raises:
+        InputError: Two rows are equal.
+    """
+    first: dict[tuple[int, ...], str] = {}
+    for name, ids in zip(names, rows, strict=True):
+        if (other := first.setdefault(tuple(ids), name)) != name:
+            raise InputError(
+                f"labels: {other!r} and {name!r} are the same tokens to this model; give each label words of its own"
+            )
 
 
 def check_label(label: str, names: Sequence[str], where: str) -> str:
@@ -84,7 +113,11 @@ def checked_examples(examples: Sequence[Example | Mapping[str, str]], names: Seq
     """
     pairs = []
     for number, example in enumerate(examples, 1):
-        pair = (example.get("text"), example.get("label")) if isinstance(example, Mapping) else tuple(example)
+        pair: tuple[Any, ...] = ()
+        if isinstance(example, Mapping):
+            pair = example.get("text"), example.get("label")
+        elif isinstance(example, list | tuple):
+            pair = tuple(example)
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise InputError(f'example {number}: must be a pair of text and label, or {{"text": .., "label": ..}}')
         text, label = map(str, pair)
@@ -157,12 +190,12 @@ class Prompt:
     over a label's tokens. With the label first, the score is the log-likelihood of the text and needs neither.
 
     A text that does not fit into the context is cut at its end. Examples get `EXAMPLES_SHARE` of the context at most,
-    each the same share of it.
+    each the same share of it, and are cut like texts.
 
     Attributes:
         start: token that begins a document, if the model has one.
         labels: {name: words}, see `read_labels`.
-        cut: texts that were cut so far.
+        cut: texts and examples that were cut so far.
     """
 
     module: GPT
@@ -246,7 +279,9 @@ class Prompt:
                     f"{len(self.examples)} examples leave {max(room, 0)} tokens for the text of each in the model's "
                     f"context of {self._context}; give at most {most}, or use method='embedding'"
                 )
-            written.append(self.template.write(self._beginning(text, room), self.labels[label])[0])
+            kept = self._beginning(text, room)
+            self.cut += len(kept) < len(text)
+            written.append(self.template.write(kept, self.labels[label])[0])
         return BETWEEN.join([*written, ""])
 
     def _fitting(self, text: str) -> str:
