@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 import bedplate
 from bedplate.data.pairs import read_pairs, split_pairs
@@ -33,6 +33,7 @@ from bedplate.metrics.proportion import proportion
 
 FRAMES = ("{}", "a picture of {}")
 HELD_OUT = 0.02  # recipes/clip-mini.yaml
+MARGINS = (0.08, 0.16)
 ASKED, BESIDE = 400, 9  # pictures of which a keyword is asked for, and how many keywords of others stand beside it
 Row = dict[str, Any]
 
@@ -83,9 +84,9 @@ def read(archive: Path) -> list[Row]:
     return [row for row in rows if row["tone"] is None]
 
 
-def ranks(model: Any, rows: Sequence[Row], names: Sequence[str]) -> np.ndarray:
+def ranks(model: Any, rows: Sequence[Row], names: Sequence[str], margin: float = 0.0) -> np.ndarray:
     """How many of `names` are nearer to each picture than its own."""
-    near = pictures(model, rows) @ words(model, names).T
+    near = pictures(model, rows, margin) @ words(model, names).T
     own = near[np.arange(len(rows)), [names.index(row["name"]) for row in rows]]
     return (near > own[:, None]).sum(1)
 
@@ -154,10 +155,14 @@ def score_unseen(model: Any, folder: Path) -> None:
     rest = [name for name in every if name not in learnt]
     say(f"{len(test)} pictures, all {len(every):,} names", ranks(model, test, every))
     say(f"... the {len(rest)} names that were not learnt in this style", ranks(model, test, rest))
+    for margin in MARGINS:
+        say(f"... all names, {margin:.0%} of margin more on each side", ranks(model, test, every, margin))
 
 
-def pictures(model: Any, rows: Sequence[Row]) -> np.ndarray:
-    return unit(model.embed([Image.open(io.BytesIO(row["png"])).convert("RGBA") for row in rows]))
+def pictures(model: Any, rows: Sequence[Row], margin: float = 0.0) -> np.ndarray:
+    """Vectors of pictures, `margin` of their width added on each side, transparent."""
+    whole = [Image.open(io.BytesIO(row["png"])).convert("RGBA") for row in rows]
+    return unit(model.embed([ImageOps.expand(each, round(margin * each.width), (0, 0, 0, 0)) for each in whole]))
 
 
 def words(model: Any, texts: Sequence[str]) -> np.ndarray:
