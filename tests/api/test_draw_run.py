@@ -212,24 +212,33 @@ def test_a_clip_judges_drawings(drawing: Path, pairs: Path, clip: Path) -> None:
 
 
 def test_a_clip_chooses_drawings(drawing: Path, pairs: Path, clip: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "another"  # the same CLIP under another name: what it chose, it calls right more often
+    copy = tmp_path / "another"  # the same CLIP in another place
     shutil.copytree(clip, copy)
-    chosen = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2, best_of=8, ranker=copy)
-    plain = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2)
-    assert chosen["n"] == plain["n"] == 10
-    assert chosen["metrics"]["accuracy"]["value"] >= plain["metrics"]["accuracy"]["value"]
-    (row,) = bedplate.draw("red", drawing, best_of=4, ranker=clip, seed=2)
-    assert 8 <= row["seed"] < 12
-    assert row["image"].tobytes() == bedplate.draw("red", drawing, seed=row["seed"])[0]["image"].tobytes()
+    result = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2, best_of=4, ranker=copy)
+    assert result["n"] == 10 and {"accuracy", "held_out_both"} < result["metrics"].keys()
+    judge = bedplate.load(clip)
+    wanted = judge.text_vectors(["red"])[0]
+    (row,) = bedplate.draw("red", drawing, best_of=8, ranker=clip, seed=2)
+    others = bedplate.draw("red", drawing, n=8, seed=16)
+    near = [float(judge.embed([each["image"]])[0] @ wanted) for each in others]
+    assert row["seed"] == 16 + near.index(max(near)) and min(near) < max(near)
+    assert row["image"].tobytes() == others[row["seed"] - 16]["image"].tobytes()
 
 
 def test_a_ranker_that_cannot_choose_is_refused(drawing: Path, tokens: Path, pairs: Path, clip: Path) -> None:
     with pytest.raises(InputError, match="give best_of"):
-        bedplate.draw("x", drawing, ranker=clip)
+        bedplate.draw("x", drawing, ranker=clip, best_of=1)
     with pytest.raises(InputError, match="best_of=0"):
         bedplate.draw("x", drawing, best_of=0)
     with pytest.raises(InputError, match=r"ranker=.* does not know texts and pictures"):
         bedplate.draw("x", drawing, best_of=2, ranker=tokens)
+    with pytest.raises(InputError, match=r"best_of='2': must be a whole number"):
+        bedplate.draw("x", drawing, best_of="2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="does not judge them"):
+        same = bedplate.load(clip)
+        bedplate.evaluate(drawing, pairs, judge=same, best_of=2, ranker=same)
+    with pytest.raises(InputError, match="does not judge them"):
+        bedplate.evaluate(drawing, pairs, judge=f"{clip}/", best_of=2, ranker=clip)
     with pytest.raises(InputError, match="give both, or neither"):
         bedplate.evaluate(drawing, pairs, judge=clip, best_of=2)
     with pytest.raises(InputError, match="what chose the drawings does not judge them"):

@@ -67,11 +67,10 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
     assert result.returncode == 2 and result.stdout == "" and "Error" in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["ask", "predict", "draw", "search", "generate"])
 def test_an_argument_that_is_not_utf_8_is_told(
-    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["bedplate", verb, "photo.png", os.fsdecode(b"caf\xe9")])
+    monkeypatch.setattr(sys, "argv", ["bedplate", "ask", "photo.png", os.fsdecode(b"caf\xe9")])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     output = capsys.readouterr()

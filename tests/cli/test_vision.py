@@ -267,9 +267,9 @@ def test_measuring_says_how_many_pictures_are_broken(
     cut = tmp_path / "test" / "red" / "2.png"
     cut.write_bytes(cut.read_bytes()[:300])
     shown = run_cli("evaluate", classifier, "--data", tmp_path / "test").out
-    assert f"11 pictures\nleft out: 1 pictures that cannot be decoded, the first: {cut}: truncated" in shown
+    assert f"11 pictures\nleft out, cannot be decoded: 1 of the pictures, the first: {cut}: truncated" in shown
     shown = run_cli("evaluate", encoder, "--data", pictures / "test", "--probe", tmp_path / "test").out
-    assert f"12 pictures\nleft out: 1 pictures of --probe that cannot be decoded, the first: {cut}" in shown
+    assert f"12 pictures\nleft out, cannot be decoded: 1 of the pictures of --probe, the first: {cut}" in shown
 
 
 def test_wrong_ways_to_draw(

@@ -332,7 +332,7 @@ def test_yolo_is_found_in_the_usual_layouts(tmp_path: Path, pictures, labels, na
     assert read.names == ["cat", "dog"] and read.classes[0].tolist() == [1]
 
 
-@pytest.mark.parametrize("place", ["images/{}", "{}/images", "images"])
+@pytest.mark.parametrize("place", ["images/{}", "{}/images"])
 def test_of_a_yolo_root_only_the_training_part_is_read(tmp_path: Path, place: str) -> None:
     for part in ("train", "val", "test"):
         image = picture(tmp_path / place.format(part) / f"{part}_1.jpg")
@@ -456,3 +456,13 @@ def test_blood_cells() -> None:
     train, val = read_boxes(BCCD / "train"), read_boxes(BCCD / "val")
     assert (len(train), len(val), val.names, val.ids) == (205, 87, ["Platelets", "RBC", "WBC"], [1, 2, 3])
     assert sum(map(len, val.boxes)) + val.dropped["boxes without area"] == 1138
+
+
+def test_yolo_files_that_begin_like_splits_are_pictures_like_others(tmp_path: Path) -> None:
+    for stem in ("train_1", "test_track", "street"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{stem}.png")
+        (tmp_path / "labels" / f"{stem}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("car\n")
+    assert len(read_boxes(tmp_path)) == 3 and not read_boxes(tmp_path).dropped

@@ -163,6 +163,8 @@ def test_the_best_of_some_drawings(
 def test_what_cannot_be_ranked_is_refused(model: DrawModel, ranker: ClipModel) -> None:
     with pytest.raises(InputError, match="best_of=0"):
         model.draw_best("a red heart", ranker, 0)
+    with pytest.raises(InputError, match="n=0"):
+        model.draw_best("a red heart", ranker, 2, n=0)
     with pytest.raises(InputError, match="prompt is empty"):
         model.draw_best(["a red heart", " "], ranker, 2)
     with pytest.raises(InputError, match="prompt 1: must be a string, not int"):

@@ -198,7 +198,7 @@ class AnswerRun(PictureRun[AnswerRecipe]):
         )
         self.loaders = {name: self._eval_loader(name, part) for name, part in self.parts.items() if name != "train"}
         counts = {f"{name}_questions": sum(map(len, questions)) for name, questions in self.asked.items()}
-        self.found |= {name: len(part) for name, part in self.parts.items()} | counts
+        self.found |= self.usable() | counts
         self.found |= {"dropped": dict(train.dropped), "broken": self.broken()}
         for line in said(self.found):
             log.say(line)

@@ -108,7 +108,7 @@ class ContrastRun(PictureRun[ContrastRecipe]):
         self.found = {
             "texts": sum(map(len, whole.texts)),
             "groups": len(set(whole.groups)),
-            **{name: len(part) for name, part in self.parts.items()},
+            **self.usable(),
             "dropped": dict(whole.dropped),
             "equal_pictures": same,
             "broken": self.broken(),
@@ -250,7 +250,7 @@ def said(found: Mapping[str, Any], pairs: Pairs) -> list[str]:
     if pairs.textless:
         lines.append(f"The first picture without a text is {pairs.textless[0]}")
     if found["equal_pictures"]:
-        lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
+        lines.append(f"{found['equal_pictures']:,} pictures that are scored in another part were left out.")
     return lines + said_broken(found["broken"])
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bedplate.data.images import SUFFIXES, Source
 from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
-from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel
+from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel, check_kinds
 from bedplate.hub.load import load
-from bedplate.measure.drawings import clip_of
+from bedplate.hub.text import strings
 from bedplate.train.hardware import choose_device
 
 MODEL, RANKER = "zoo:draw-mini", "zoo:clip-mini"
+BEST_OF = 16  # the zoo's models take less than a CPU second for these
 
 
 def draw(
@@ -31,7 +35,7 @@ def draw(
     top_k: int | None = None,
     prefix: Source | None = None,
     keep: float | None = None,
-    best_of: int = 1,
+    best_of: int | None = None,
     ranker: ClipModel | str | Path | None = None,
     device: str = "auto",
 ) -> list[dict[str, Any]]:
@@ -47,7 +51,8 @@ def draw(
         temperature: 0 draws the likeliest codes; higher is bolder.
         top_k: draw from so many codes only.
         prefix: a picture whose upper rows every drawing begins with; `keep` is their share (default: a half).
-        best_of: of so many drawings each picture is the one that `ranker` finds nearest to the prompt.
+        best_of: of so many drawings each picture is the one that `ranker` finds nearest to the prompt (default: 16
+            of zoo:draw-mini or where there is a ranker, else 1).
         ranker: a CLIP, or what `load` takes (default: zoo:clip-mini).
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
 
@@ -59,7 +64,10 @@ def draw(
         InputError: no prompt, one that is empty or too long, a model that does not draw, a ranker that is no CLIP, or a
             file that is there.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = strings(prompts, "prompt")
+    if best_of is None:
+        best_of = BEST_OF if model == MODEL or ranker is not None else 1
+    check_kinds(Integral, n=n, best_of=best_of)
     if not texts:
         raise InputError("nothing to draw: give a text")
     if prefix is None and keep is not None:
@@ -68,7 +76,7 @@ def draw(
         if value < 1:
             raise InputError(f"{name}={value}: give 1 or more")
     if ranker is not None and best_of == 1:
-        raise InputError(f"ranker={ranker}: it chooses between drawings; give best_of, how many, such as 16")
+        raise InputError(f"ranker={ranker}: it chooses between drawings; give best_of, how many, above 1")
     files: Sequence[Path | None] = [None] * (len(texts) * n)
     if out is not None:  # what cannot be written is refused before the work
         files = targets(Path(out), texts, n, overwrite=overwrite)
@@ -78,7 +86,7 @@ def draw(
     options: dict[str, Any] = {"guidance": guidance, "temperature": temperature, "top_k": top_k, "prefix": prefix}
     options |= {"n": n, "seed": seed, "keep": KEEP if keep is None else keep}
     if best_of > 1:
-        chooser = ranker if isinstance(ranker, ClipModel) else clip_of(ranker or RANKER, loaded.module.device, "ranker")
+        chooser = clip_of(ranker or RANKER, loaded.module.device, "ranker")
         chosen = loaded.draw_best(texts, chooser, best_of, **options)
     else:
         seeds = [seed + k for _ in texts for k in range(n)]
@@ -94,6 +102,18 @@ def draw(
         {"prompt": texts[i // n], "seed": own, "image": image, "file": None if file is None else str(file)}
         for i, ((own, image), file) in enumerate(zip(chosen, files, strict=True))
     ]
+
+
+def clip_of(model: ClipModel | str | Path, device: torch.device, what: str) -> ClipModel:
+    """The CLIP that judges drawings or chooses between them; `what` it is called in errors.
+
+    Raises:
+        InputError: it is none.
+    """
+    clip = load(model, device) if isinstance(model, str | Path) else model
+    if not isinstance(clip, ClipModel):
+        raise InputError(f"{what}={model}: does not know texts and pictures; give a CLIP (task: contrast)")
+    return clip
 
 
 def targets(out: Path, prompts: Sequence[str], n: int, *, overwrite: bool) -> list[Path]:

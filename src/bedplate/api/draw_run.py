@@ -110,7 +110,10 @@ class DrawRun(PictureRun[DrawRecipe]):
         self.held_out: list[str] = []
         if data.val_path:
             val = read_pairs(data.val_path, data.image, data.text, data.group, strict=False)
-            train = keep_apart({"train": train, "val": val})[0]["train"]
+            parts, same = keep_apart({"train": train, "val": val})
+            train = parts["train"]
+            if same:
+                log.say(f"{same:,} pictures that are held out as well were left out of the training.")
             held.append(val)
         if data.hold_out:
             names = [texts[0].lower() for texts in train.texts]
@@ -125,11 +128,11 @@ class DrawRun(PictureRun[DrawRecipe]):
         for name, part in self.parts.items():
             self.store(name, part, self.processor.size)
         self.found = {
-            **{name: len(part) for name, part in self.parts.items()},
+            **self.usable(),
             "dropped": dict(whole.dropped),
             "broken": self.broken(),
         }
-        log.say(", ".join(f"{len(part):,} pictures with texts to {name}" for name, part in self.parts.items()) + ".")
+        log.say(", ".join(f"{count:,} pictures with texts to {name}" for name, count in self.usable().items()) + ".")
         if self.held_out:
             count, first = len(self.held_out), self.held_out[0]
             log.say(f"Held out: {count} names whose parts are seen in others, such as {first!r}.")

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.draw import clip_of
 from bedplate.data.image_files import read_images
 from bedplate.data.image_loader import ImageEvalLoader
 from bedplate.data.pairs import read_pairs
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
+from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import DrawModel
 from bedplate.hub.image_tokens_model import ImageTokensModel
-from bedplate.measure.drawings import clip_of, measure_drawings
+from bedplate.hub.locate import locate
+from bedplate.measure.drawings import measure_drawings
 from bedplate.tasks.image_tokens import ImageTokens
 
 
@@ -24,7 +27,7 @@ def evaluate_drawings(
     *,
     column: str | None,
     label: str | None,
-    judge: str | Path | None = None,
+    judge: ClipModel | str | Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Drawings of the names in `data`, judged by a CLIP; see `measure.drawings.measure_drawings`.
@@ -32,9 +35,9 @@ def evaluate_drawings(
     Args:
         column: of the names (default: guessed).
         label: none: names stand in `column`, as a CLIP's texts do.
-        judge: the CLIP: a model directory or zoo:NAME.
-        options: names and each of `measure_drawings`, and those of `DrawModel.draw`; `best_of` and `ranker`, as of
-            `draw`: a CLIP that was trained apart from the judge, too.
+        judge: the CLIP, or what `load` takes.
+        options: names and each of `measure_drawings`, and those of `DrawModel.draw`; `best_of` with `ranker`,
+            a CLIP that was trained apart from the judge, which has no default here.
 
     Raises:
         InputError: no judge, an option that it does not have, or data without names.
@@ -48,14 +51,20 @@ def evaluate_drawings(
         raise InputError(f"label={label!r} is of labelled pictures; give the column of the drawings' names as column")
     if ("ranker" in options) != ("best_of" in options):
         raise InputError("a ranker chooses between best_of drawings: give both, or neither")
+    judging = clip_of(judge, model.module.device, "judge")
     if (ranker := options.get("ranker")) is not None:
-        if str(ranker) == str(judge):
+        options["ranker"] = clip_of(ranker, model.module.device, "ranker")
+        if _same(ranker, judge):
             raise InputError(
                 f"ranker={ranker}: what chose the drawings does not judge them; give another CLIP as judge"
             )
-        options["ranker"] = clip_of(ranker, model.module.device, "ranker")
-    pairs = read_pairs(list(data), text=column)
-    return measure_drawings(model, pairs, clip_of(judge, model.module.device), **options)
+    return measure_drawings(model, read_pairs(list(data), text=column), judging, **options)
+
+
+def _same(one: ClipModel | str | Path, other: ClipModel | str | Path) -> bool:
+    if isinstance(one, ClipModel) or isinstance(other, ClipModel):
+        return one is other
+    return locate(one).resolve() == locate(other).resolve()
 
 
 def evaluate_image_tokens(

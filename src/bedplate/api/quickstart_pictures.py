@@ -8,7 +8,7 @@ from typing import Any
 
 from bedplate.api.ask import ask
 from bedplate.api.caption import caption
-from bedplate.api.draw import draw
+from bedplate.api.draw import BEST_OF, draw
 from bedplate.api.predict import predict
 from bedplate.data.cells import draw_cells
 from bedplate.data.scene_questions import ask_scenes
@@ -42,8 +42,8 @@ def picture_sections(out: Path) -> tuple[Sections, dict[str, Any]]:
 
 
 def _drawings(out: Path) -> tuple[Sections, list[dict[str, Any]]]:
-    """Drawn from words by one model, and named by another that never saw a drawing of the first."""
-    rows = draw(PROMPTS, DRAWER, out=out / "drawings", overwrite=True)
+    """Drawn from words by one model, and chosen and named by another that never saw a drawing of the first."""
+    rows = draw(PROMPTS, DRAWER, out=out / "drawings", overwrite=True, best_of=BEST_OF, ranker=CLIP)
     images = [row["image"] for row in rows]
     named = predict(CLIP, images, labels=list(PROMPTS))
     facts = [
@@ -53,8 +53,9 @@ def _drawings(out: Path) -> tuple[Sections, list[dict[str, Any]]]:
     captions = [f"“{row['prompt']}”\ntaken for “{row['label']}”, {100 * row['score']:.0f} %" for row in facts]
     right = sum(row["label"] == row["prompt"] for row in facts)
     below = (
-        f"{DRAWER} drew these from the words, the first try of seed 0, and {CLIP} chose between the "
-        f"{len(PROMPTS)} prompts: {right} of {len(facts)} as meant."
+        f"{DRAWER} drew these from the words; of {BEST_OF} tries each, {CLIP} chose the one nearest to them, and then "
+        f"between the {len(PROMPTS)} prompts: {right} of {len(facts)} as meant. (Who chooses is no judge: "
+        "docs/multimodal.md has figures of another one.)"
     )
     return [("Drawn from words, and named again", [grid(images, captions, caption=below)])], facts
 

@@ -237,7 +237,8 @@ class Run(ABC, Generic[R]):
         path = self.out / "environment.json"
         try:
             facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            _ = [source["fingerprint"] for source in facts["data"]]
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: the file is damaged ({error}); remove it and resume with the same data"
             ) from None

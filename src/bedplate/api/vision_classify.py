@@ -182,5 +182,5 @@ def said(found: Mapping[str, Any], record: str = "environment.json") -> list[str
     if found["dropped"]:
         lines.append("Left out: " + ", ".join(f"{count:,} {what}" for what, count in found["dropped"].items()) + ".")
     if found.get("equal_pictures"):
-        lines.append(f"{found['equal_pictures']:,} pictures that are scored as well were removed from the training.")
+        lines.append(f"{found['equal_pictures']:,} pictures that are scored in another part were left out.")
     return lines + said_broken(found.get("broken", ()), record)

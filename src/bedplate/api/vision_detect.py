@@ -81,7 +81,7 @@ class DetectRun(VisionRun):
                 raise InputError(f"none of the {len(part)} pictures {USES[name]} holds a box: add some that do")
         self.parts, same = keep_apart({"train": train, **parts})
         if same:
-            log.say(f"{same:,} pictures that are scored as well were removed from the training.")
+            log.say(f"{same:,} pictures that are scored in another part were left out.")
         rows, size = self.recipe.train.batch_size, self.processor.size
         self.stores = {name: box_store(part, size, self.cache, self.workers) for name, part in self.parts.items()}
         self.loader = BoxLoader(self.parts["train"], size, rows, self.recipe.seed, self.stores["train"], *self.shares)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from PIL import Image
 
@@ -18,9 +19,14 @@ from bedplate.report.pictures import draw_boxes, heat, legible, side_by_side
 LOOKED_AT = (1280, 1280)  # pixels of a picture beside its attention at most, whose map is coarse
 
 
+def is_folder(source: Source) -> TypeGuard[str | Path]:
+    """Whether it is the path of a folder; a text too long for a name is none."""
+    return isinstance(source, str | Path) and os.path.isdir(source)
+
+
 def expanded(source: Source) -> list[Source]:
     """A folder as its pictures, anything else as it is."""
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
+    if not is_folder(source):
         return [source]
     found = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bedplate.api.folders import cache_folder
-from bedplate.api.vision_draw import draw_predictions, draw_targets, expanded
+from bedplate.api.vision_draw import draw_predictions, draw_targets, expanded, is_folder
 from bedplate.data.box_loader import BoxEvalLoader, box_store
 from bedplate.data.boxes import read_boxes
 from bedplate.data.image_files import LabelledImages, read_images
@@ -153,9 +153,7 @@ def predict_file(
 
 def _found(inputs: Sequence[Source]) -> list[tuple[Source, bool]]:
     """The pictures that are meant, and whether a folder holds each, which no one has named then."""
-    return [
-        (image, isinstance(each, str | Path) and Path(each).is_dir()) for each in inputs for image in expanded(each)
-    ]
+    return [(image, is_folder(each)) for each in inputs for image in expanded(each)]
 
 
 def _readable(found: Sequence[tuple[Source, bool]], broken: list[str]) -> list[Source | None]:

@@ -28,10 +28,14 @@ def command(
     keep: Annotated[
         float | None, typer.Option(help="With --prefix: the share of its rows that is kept.", show_default="0.5")
     ] = None,
-    best_of: Annotated[int, typer.Option(help="Draw so many for each picture, and keep what fits its text best.")] = 1,
-    ranker: Annotated[
-        str | None, typer.Option(help="With --best-of: the CLIP that chooses.", show_default="zoo:clip-mini")
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            help="Draw so many for each picture, and keep what fits its text best.",
+            show_default="16 of zoo:draw-mini or with --ranker, else 1",
+        ),
     ] = None,
+    ranker: Annotated[str | None, typer.Option(help="The CLIP that chooses.", show_default="zoo:clip-mini")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     json: Json = False,
@@ -42,7 +46,7 @@ def command(
     Example:
       bedplate draw "a red heart" --out heart.png --n 4 --seed 0
       bedplate draw "grinning face" "pizza" --out drawings --guidance 2
-      bedplate draw "a sunflower" --best-of 16 --out sunflower.png
+      bedplate draw "a sunflower" --model runs/draw --best-of 16 --ranker runs/clip --out sunflower.png
       bedplate draw "a dog" --prefix photo.png --keep 0.25 --out dog.png
     """
     from bedplate.api.draw import draw

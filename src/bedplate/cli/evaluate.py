@@ -148,7 +148,7 @@ def _print_pictures(result: dict[str, Any]) -> None:
     print(f"{result['n']:,} pictures")
     for name, what in (("data", "pictures"), ("probe", "pictures of --probe")):
         if broken := result.get(name, {}).get("broken"):
-            print(f"left out: {len(broken):,} {what} that cannot be decoded, the first: {broken[0]}")
+            print(f"left out, cannot be decoded: {len(broken):,} of the {what}, the first: {broken[0]}")
     if "confusion" in result:
         _print_confusion(result)
 

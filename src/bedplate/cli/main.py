@@ -108,8 +108,10 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a model may write what the terminal's encoding does not know
             stream.reconfigure(errors="replace")
     for number, argument in enumerate(sys.argv[1:], 1):
-        # Bytes that Python could not decode are surrogates: no tokenizer takes them, but a file may have such a name.
-        if any("\ud800" <= character <= "\udfff" for character in argument) and not os.path.lexists(argument):
+        # Bytes that Python could not decode are surrogates: no tokenizer takes them, but files may have such names.
+        value = argument.partition("=")[2] or argument
+        is_path = os.path.lexists(value) or os.path.isdir(os.path.dirname(value))
+        if any("\ud800" <= character <= "\udfff" for character in argument) and not is_path:
             shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
             say(f"Error: argument {number}, '{shown}', is not UTF-8 and names no file; write it in UTF-8")
             sys.exit(2)

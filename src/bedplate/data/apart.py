@@ -45,10 +45,12 @@ def keep_apart(parts: Mapping[str, P]) -> tuple[dict[str, P], int]:
     for name in sorted(parts, key=list(USES).index, reverse=True):
         digests = [_digest(ref) for ref in parts[name].images]
         rows = np.flatnonzero([digest not in scored for digest in digests])
+        if not digests:
+            raise InputError(f"there is no picture {USES[name]}; give some")
         if len(rows) == 0:
             raise InputError(
-                f"every picture {USES[name]} is also one that is scored in another part; "
-                "give other pictures as data.test_path, or as data.val_path"
+                f"every picture {USES[name]} is also one that is scored in another part; give other pictures for one "
+                "of both"
             )
         kept[name] = parts[name] if len(rows) == len(digests) else parts[name].select(rows)
         scored.update(digest for digest in digests if digest is not None)

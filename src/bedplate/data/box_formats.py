@@ -253,7 +253,8 @@ def _read_yolo(folder: Path, images: Sequence[Path], names: Sequence[str] | None
             if orphan.name not in NAMES_FILES:
                 raise InputError(f"{orphan}: there is no picture for this label file; put it there or remove the file")
     entries, dropped = [], Counter[str]()
-    for image in (folder / name for name in only_train([str(each.relative_to(folder)) for each in images], dropped)):
+    files = [str(each.relative_to(folder)) for each in images]
+    for image in (folder / name for name in only_train(files, dropped, folders_only=True)):
         size, label = _checked_size(str(image), image), _label_file(image)
         lines = _text(label).splitlines() if label.is_file() else []
         rows = [(f"{label}:{number}", line.split()) for number, line in enumerate(lines, 1)]

@@ -48,13 +48,16 @@ def _not_utf8(source: str, offset: int, error: UnicodeDecodeError) -> InputError
 
 
 class TarHeader(tarfile.TarInfo):
-    """A header of an archive that must end as archives do: tarfile itself takes a cut or damaged one for the end."""
+    """A header that must be whole: tarfile itself takes a cut or damaged one for the end of the archive.
+
+    An archive may end behind a member, without its blocks of zeros, as GNU tar allows: what stopped there is not told.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros
+        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]  # zeros, or nothing
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} in place of a member or the end of the archive") from error

@@ -272,16 +272,16 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in Path(path).parts)
 
 
-def only_train(files: list[str], dropped: Counter[str]) -> list[str]:
+def only_train(files: list[str], dropped: Counter[str], *, folders_only: bool = False) -> list[str]:
     """Without the parts for validation and tests, where a part for training is beside them.
 
-    Parts are folders of these names, or files that begin so, below the folder that holds all.
+    Parts are folders of these names, or files that begin so (not with `folders_only`), below the folder that holds all.
     """
     base = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
     split_of = {}
     for file in files:
         first, *inner = Path(os.path.relpath(file, base or ".")).parts
-        match = SPLIT.fullmatch(first)
+        match = SPLIT.fullmatch(first) if inner or not folders_only else None
         split_of[file] = match[1].lower() if match and not (inner and match[2]) else None
     if not set(split_of.values()).intersection(TRAIN):
         return files

@@ -109,9 +109,11 @@ def _columns(name: str, image: str | None, label: str | None) -> tuple[str, str 
     """(column of the pictures, column of the labels or None), by the first rows."""
     rows = first_rows(name)
     present = list(dict.fromkeys(key for row in rows for key in row))
-    if (sources.kind_of(name) or ("",))[0] in ("csv", "tsv") and any(map(_may_be_picture, present)):
+    is_plain = (sources.kind_of(name) or ("",))[0] in ("csv", "tsv")
+    if image is None and is_plain and any(map(_may_be_picture, present)):
         raise InputError(
-            f"{name}: its first line looks like a row, not like the names of columns; put image,label above it"
+            f"{name}: its first line looks like a row, not like the names of columns; put image,label above it, or "
+            "name the columns"
         )
     if label and label not in present:
         raise missing_column(name, label, present)

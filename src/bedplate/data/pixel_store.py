@@ -143,10 +143,11 @@ class PixelStore:
     def _kept(self) -> Pixels | None:
         """The pixels as an earlier run has decoded them; None where there are none, or a damaged file."""
         try:
-            array = np.load(self._file, mmap_mode="r")
-        except (OSError, EOFError, ValueError, SyntaxError):
+            with telling_unwritable(self._file.parent):
+                array = np.load(self._file, mmap_mode="r") if self._file.is_file() else None
+        except (EOFError, ValueError, SyntaxError):
             return None
-        return array if array.shape == self._shape and array.dtype == np.uint8 else None
+        return array if array is not None and array.shape == self._shape and array.dtype == np.uint8 else None
 
     def _known(self) -> Broken | None:
         """The broken pictures as an earlier run has found them; None where there are none, or a damaged file."""
@@ -186,7 +187,8 @@ class PixelStore:
                     _move(part, self._file)
         finally:
             _mapped.cache_clear()  # a later build has a part of the same name
-            part.unlink(missing_ok=True)
+            for left in (part, part.with_suffix(".json")):
+                left.unlink(missing_ok=True)
         return broken
 
     def _decode_to(self, file: str | None) -> Broken:

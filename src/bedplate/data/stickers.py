@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from bedplate.data.formats import telling_damage
+from bedplate.data.formats import TarHeader, telling_damage
 from bedplate.data.images import FORMATS, SUFFIXES, BadImage
 from bedplate.errors import InputError
 
@@ -102,7 +102,7 @@ def _in_archive(path: Path, label: str) -> Iterator[tuple[str, str, bytes]]:
     """(place, name, content) of each picture, in the order of the archive."""
     pictures: dict[str, tuple[str, bytes]] = {}
     names: dict[str, str] = {}
-    with telling_damage(str(path)), tarfile.open(path) as archive:
+    with telling_damage(str(path)), tarfile.open(path, tarinfo=TarHeader) as archive:
         for member in archive:
             file = archive.extractfile(member) if member.isfile() else None
             key, suffix = os.path.splitext(member.name)

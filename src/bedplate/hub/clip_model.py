@@ -85,11 +85,11 @@ class ClipModel(MultimodalModel):
             InputError: labels or templates that are none, two labels of the same tokens, or a label that is too long.
         """
         words = read_labels(labels)
-        vectors = self.templated(list(words.values()), template, "label")
+        vectors = self.text_vectors(list(words.values()), template, "label")
         check_distinct(words, text_rows(self._spelling(), self.config, list(words.values()), what="label"))
         return vectors
 
-    def templated(
+    def text_vectors(
         self, texts: Sequence[str], template: str | Sequence[str] | None = None, what: str = "text"
     ) -> Tensor:
         """A vector of each text, as of a label; `what` the texts are called in errors."""

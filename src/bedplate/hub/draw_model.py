@@ -92,8 +92,8 @@ class DrawModel(MultimodalModel):
             InputError: an empty or too long prompt, what is no picture, or a setting outside of its range.
         """
         texts = strings(prompts, "prompt")
-        _check_kinds(Integral, n=n, seed=seed, top_k=1 if top_k is None else top_k)
-        _check_kinds(Real, guidance=guidance, temperature=temperature, keep=keep)
+        check_kinds(Integral, n=n, seed=seed, top_k=1 if top_k is None else top_k)
+        check_kinds(Real, guidance=guidance, temperature=temperature, keep=keep)
         if n < 1:
             raise InputError(f"n={n}: give 1 or more")
         rows = [text for text in texts for _ in range(n)]
@@ -136,11 +136,12 @@ class DrawModel(MultimodalModel):
             InputError: as of `draw`, a prompt that is too long for the ranker, or fewer than one drawing.
         """
         texts = strings(prompts, "prompt")
-        _check_kinds(Integral, best_of=best_of, n=n, seed=seed)
-        if best_of < 1:
-            raise InputError(f"best_of={best_of}: give 1 or more")
+        check_kinds(Integral, best_of=best_of, n=n, seed=seed)
+        for name, value in (("best_of", best_of), ("n", n)):
+            if value < 1:
+                raise InputError(f"{name}={value}: give 1 or more")
         self._ids(texts)  # an empty prompt is said before the ranker meets it
-        wanted, each = ranker.templated(texts, what="prompt"), n * best_of
+        wanted, each = ranker.text_vectors(texts, what="prompt"), n * best_of
         some, found = max(1, BATCH // each), list[tuple[int, Image.Image]]()
         for first in range(0, len(texts), some):
             part = texts[first : first + some]
@@ -227,7 +228,7 @@ class DrawModel(MultimodalModel):
             write_weights(partial, {name: parameter.detach() for name, parameter in self.module.named_parameters()})
 
 
-def _check_kinds(kind: type[Integral] | type[Real], **settings: object) -> None:
+def check_kinds(kind: type[Integral] | type[Real], **settings: object) -> None:
     """Refuse settings that are no (whole) numbers.
 
     Raises:

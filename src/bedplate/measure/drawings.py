@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,9 +15,7 @@ from torch import Tensor
 from bedplate.data.combinations import name_parts
 from bedplate.data.pairs import Pairs
 from bedplate.errors import InputError
-from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.draw_model import DrawModel
-from bedplate.hub.load import load
 from bedplate.metrics.frechet import frechet_distance, nearest
 from bedplate.metrics.intervals import ratio_interval
 
@@ -185,15 +182,3 @@ def _share(right: npt.ArrayLike, each: int) -> dict[str, float]:
     sums = np.asarray(right, np.float64).reshape(-1, each).sum(1)
     found = ratio_interval(sums, np.full(len(sums), each))
     return found | {"n": len(sums) * each}
-
-
-def clip_of(path: str | Path, device: torch.device, what: str = "judge") -> ClipModel:
-    """The CLIP that judges drawings or chooses between them, on a device; `what` it is called in errors.
-
-    Raises:
-        InputError: it does not know texts and pictures.
-    """
-    clip = load(path, device)
-    if not isinstance(clip, ClipModel):
-        raise InputError(f"{what}={path}: does not know texts and pictures; give a CLIP (task: contrast)")
-    return clip

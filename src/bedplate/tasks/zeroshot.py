@@ -56,7 +56,10 @@ def read_labels(labels: Labels) -> dict[str, str]:
             pairs.append(part.partition("="))
         named = [(name.strip(), (words if equals else name).strip()) for name, equals, words in pairs]
     else:
-        named = [(str(name).strip(), str(words).strip()) for name, words in labels.items()]
+        for name, words in labels.items():
+            if not isinstance(words, str):
+                raise InputError(f"words of label {name!r}: must be a string, not {type(words).__name__}")
+        named = [(str(name).strip(), words.strip()) for name, words in labels.items()]
     if not any(name or words for name, words in named):
         raise InputError("no labels are given; say what to choose between, as in sports,politics")
     for number, (name, words) in enumerate(named, 1):
