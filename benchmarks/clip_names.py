@@ -4,7 +4,7 @@ python benchmarks/clip_names.py names zoo:clip-mini noto.tar fluent.tar
 python benchmarks/clip_names.py concepts zoo:clip-mini noto.tar fluent.tar
 python benchmarks/clip_names.py split noto.tar fluent.tar --out search
 bedplate pretrain recipes/clip-mini.yaml data.path=search/train.jsonl data.text=name data.val_fraction=0 \\
-    model.image.hidden_size=192 model.image.num_attention_heads=3 train.steps=600 train.ema=0.99 \\
+    train.steps=600 evaluate.every=600 train.ema=0.99 \\
     'objective.templates=["{}","a picture of {}"]' out=runs/search
 python benchmarks/clip_names.py unseen runs/search search
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.api.folders import cache_folder
+from bedplate.api.vision_predict import left_out
 from bedplate.data.image_files import LabelledImages, read_images
 from bedplate.data.image_refs import Pictures
 from bedplate.data.pairs import Pairs, read_pairs
@@ -112,7 +113,7 @@ def _zero_shot(
             "chance": {"accuracy": _known(1 / len(names), len(truth))},
             "majority": {"accuracy": accuracy(truth, majority)},
         },
-        "data": _left_out(images.dropped, store),
+        "data": left_out(images.dropped, store),
         "labels": names,
         **({"confusion": matrix.tolist()} if len(names) <= FEW else {}),
     }
@@ -147,7 +148,7 @@ def _retrieval(model: ClipModel, pairs: Pairs, template: str | Sequence[str] | N
         "metrics": metrics,
         "baselines": {"chance": {"image_to_text_r1": _known(chance, len(images))}},
         "data": {
-            **_left_out(pairs.dropped, store),
+            **left_out(pairs.dropped, store),
             "texts": len(texts),
             "cut": int(cut.sum()),
             "groups": len(set(of_text.tolist())),
@@ -172,7 +173,3 @@ def _images(model: ClipModel, store: PixelStore) -> Iterator[Tensor]:
 def _known(value: float, n: int) -> dict[str, float]:
     """A figure that is known and not estimated."""
     return {"value": value, "low": value, "high": value, "n": n}
-
-
-def _left_out(dropped: dict[str, int], store: PixelStore) -> dict[str, Any]:
-    return {"dropped": dict(dropped), "broken": store.broken}

@@ -243,7 +243,7 @@ def evaluate_images(
         return {
             "n": len(store.usable),
             "metrics": {name: row for name, row in metrics.items() if _is_metric(row)},
-            "data": _left_out(boxed.dropped, store),
+            "data": left_out(boxed.dropped, store),
             **metrics,
         }
     if not isinstance(model.module, ViT):
@@ -256,7 +256,7 @@ def evaluate_images(
     return {
         "n": len(truth),
         "metrics": task.measure(logits, truth),
-        "data": _left_out(images.dropped, store),
+        "data": left_out(images.dropped, store),
         "labels": model.module.labels,
         "confusion": matrix.tolist(),
     }
@@ -280,8 +280,8 @@ def _probed(
             "knn_accuracy": knn(rows[0], rows[1])["accuracy"],
             "linear_accuracy": linear_probe(rows[0], rows[1])["accuracy"],
         },
-        "data": _left_out(test.dropped, stores[1]),
-        "probe": {"n": len(stores[0].usable), **_left_out(train.dropped, stores[0])},
+        "data": left_out(test.dropped, stores[1]),
+        "probe": {"n": len(stores[0].usable), **left_out(train.dropped, stores[0])},
     }
 
 
@@ -300,7 +300,8 @@ def _store(model: ImageModel, images: LabelledImages) -> PixelStore:
     return PixelStore(images, model.processor.size, model.processor.fit, _cache())
 
 
-def _left_out(dropped: Mapping[str, int], store: PixelStore) -> dict[str, Any]:
+def left_out(dropped: Mapping[str, int], store: PixelStore) -> dict[str, Any]:
+    """What was not scored: how many rows or files by reason, and what is wrong with each broken picture."""
     return {"dropped": dict(dropped), "broken": store.broken}
 
 
