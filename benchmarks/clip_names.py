@@ -2,6 +2,7 @@
 
 python benchmarks/clip_names.py names zoo:clip-mini noto.tar fluent.tar
 python benchmarks/clip_names.py concepts zoo:clip-mini noto.tar fluent.tar
+python benchmarks/clip_names.py stamps zoo:clip-mini noto.tar --folder /usr/share/tuxpaint/stamps
 python benchmarks/clip_names.py split noto.tar fluent.tar --out search
 bedplate pretrain recipes/clip-mini.yaml data.path=search/train.jsonl data.text=name data.val_fraction=0 \\
     train.steps=600 evaluate.every=600 train.ema=0.99 \\
@@ -10,7 +11,8 @@ python benchmarks/clip_names.py unseen runs/search search
 
 An archive holds KEY.png beside KEY.json with name, keywords and tone; names are asked for in their toneless form alone.
 `concepts` asks for what `recipes/clip-mini.yaml` held out of the same archives, where no other skin tone was learnt.
-`split` holds out a quarter of the last archive's concepts, in its pictures alone.
+`stamps` asks for pictures of Tux Paint (Debian's `tuxpaint-stamps-default`: photos and drawings) whose text is one of
+the archive's names. `split` holds out a quarter of the last archive's concepts, in its pictures alone.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import io
 import json
 import random
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +50,10 @@ def main() -> None:
     concepts = verbs.add_parser("concepts")
     concepts.add_argument("model")
     concepts.add_argument("archives", type=Path, nargs="+")
+    stamps = verbs.add_parser("stamps")
+    stamps.add_argument("model")
+    stamps.add_argument("archives", type=Path, nargs="+")
+    stamps.add_argument("--folder", type=Path, required=True)
     split = verbs.add_parser("split")
     split.add_argument("archives", type=Path, nargs="+")
     split.add_argument("--out", type=Path, required=True)
@@ -60,6 +67,9 @@ def main() -> None:
     model = bedplate.load(args.model, dtype="fp32")
     if args.verb == "unseen":
         score_unseen(model, args.folder)
+        return
+    if args.verb == "stamps":
+        score_stamps(model, args.archives, args.folder)
         return
     if args.verb == "concepts":
         score_concepts(model, args.archives)
@@ -120,6 +130,18 @@ def score_concepts(model: Any, archives: Sequence[Path]) -> None:
     every = sorted({row["name"] for row in rows})
     new = [row for row in rows if plain(row["name"]) not in known]
     say(f"{len(new)} pictures of concepts that were held out, all {len(every):,} names", ranks(model, new, every))
+
+
+def score_stamps(model: Any, archives: Sequence[Path], folder: Path) -> None:
+    every = sorted({row["name"] for archive in archives for row in read(archive)})
+    named = {name.lower(): name for name in every}
+    rows: list[Row] = []
+    for text in sorted(folder.rglob("*.txt")):
+        first = text.read_text("utf-8", errors="replace").partition("\n")[0].strip().lower().rstrip(".!")
+        name, picture = named.get(re.sub("^(an?|the|some) ", "", first)), text.with_suffix(".png")
+        if name and picture.is_file():
+            rows.append({"name": name, "png": picture.read_bytes()})
+    say(f"{len(rows)} stamps, all {len(every):,} names", ranks(model, rows, every))
 
 
 def plain(name: str) -> str:
