@@ -54,8 +54,8 @@ def _drawings(out: Path) -> tuple[Sections, list[dict[str, Any]]]:
     right = sum(row["label"] == row["prompt"] for row in facts)
     below = (
         f"{DRAWER} drew these from the words; of {BEST_OF} tries each, {CLIP} chose the one nearest to them, and then "
-        f"between the {len(PROMPTS)} prompts: {right} of {len(facts)} as meant. (Who chooses is no judge: "
-        "docs/multimodal.md has figures of another one.)"
+        f"between the {len(PROMPTS)} prompts: {right} of {len(facts)} as meant. "
+        "(A model that chooses cannot judge; docs/multimodal.md has figures from another one.)"
     )
     return [("Drawn from words, and named again", [grid(images, captions, caption=below)])], facts
 
