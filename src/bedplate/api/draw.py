@@ -13,8 +13,9 @@ import torch
 from bedplate.data.images import SUFFIXES, Source
 from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
-from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel, check_kinds
+from bedplate.hub.draw_model import GUIDANCE, KEEP, TEMPERATURE, DrawModel
 from bedplate.hub.load import load
+from bedplate.hub.options import check_kinds
 from bedplate.hub.text import strings
 from bedplate.train.hardware import choose_device
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bedplate.errors import InputError
 from bedplate.hub.chat import Conversation
+from bedplate.hub.image_model import ImageModel
 from bedplate.hub.load import load
 from bedplate.hub.model import Model
+from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.text import strings
 from bedplate.models.beam import EarlyStopping
 from bedplate.train.hardware import choose_device
-
-OTHERS: Mapping[str, str] = MappingProxyType(
-    {
-        "ClipModel": "reads pictures and writes no text; use predict --labels or search",
-        "DrawModel": "draws pictures and writes no text; use draw",
-        "ImageModel": "reads pictures and writes no text; use predict",
-        "ImageTokensModel": "reads pictures and writes no text; use predict",
-        "ReaderModel": "writes about pictures and continues no text; use caption or ask",
-    }
-)
-"""Class of a model that is no language model -> what it does, and the verbs for it."""
 
 
 def generate(
@@ -122,7 +112,6 @@ def _language_model(model: Any, device: str, dtype: str | None, adapter: str | P
         name, loaded = str(model), load(model, choose_device(device), dtype, adapter)
     if isinstance(loaded, Model):
         return loaded
-    kind = type(loaded).__name__
-    if kind in OTHERS:
-        raise InputError(f"{name} {OTHERS[kind]}")
-    raise InputError(f"{kind} writes no texts; give a language model, or the path of one")
+    if isinstance(loaded, ImageModel | MultimodalModel):
+        raise InputError(f"{name} {loaded.instead_of_text}")
+    raise InputError(f"{type(loaded).__name__} writes no texts; give a language model, or the path of one")

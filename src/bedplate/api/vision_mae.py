@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -44,13 +43,10 @@ class MAERun(UnlabelledRun):
             head_dim=decoder.hidden_size // decoder.num_attention_heads,
             intermediate_size=4 * decoder.hidden_size,
         )
-        ratio, patches = recipe.objective.mask_ratio, math.prod(vision.grid)
-        if (kept := int(patches * (1 - ratio))) in (0, patches):  # as `MAEConfig` counts them
-            raise InputError(
-                f"objective.mask_ratio={ratio} keeps {kept} of {patches} patches; some must be kept and some hidden: "
-                "choose another, or smaller patches"
-            )
-        config = MAEConfig(vision, inner, ratio, recipe.objective.norm_pix_loss)
+        try:
+            config = MAEConfig(vision, inner, recipe.objective.mask_ratio, recipe.objective.norm_pix_loss)
+        except InputError as error:
+            raise InputError(f"objective: {error}") from None
         self.timed("data", lambda: self.ranks.main_first(lambda: self.read(log)))
         module = MAE(config)
         module.init_weights(recipe.seed)

@@ -19,8 +19,9 @@ from bedplate.data.image_loader import ImageEvalLoader
 from bedplate.data.images import BadImage, Source, decode
 from bedplate.data.pixel_store import PixelStore
 from bedplate.errors import InputError
-from bedplate.hub.image_model import ImageModel, taken
+from bedplate.hub.image_model import ImageModel
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.options import taken
 from bedplate.hub.vision_directory import encoder_of
 from bedplate.measure.probe import features, knn, linear_probe
 from bedplate.metrics.classification import confusion_matrix

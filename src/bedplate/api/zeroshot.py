@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bedplate.data.labelled import LabelledTexts, read_labelled
-from bedplate.hub.image_model import taken
 from bedplate.hub.model import Model
+from bedplate.hub.options import taken
 from bedplate.hub.zeroshot import OPTIONS, ZeroShot
 from bedplate.metrics.classification import accuracy, confusion_matrix, macro_f1
 from bedplate.tasks.zeroshot import Example, Labels, check_label, choose_examples, read_labels

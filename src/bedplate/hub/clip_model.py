@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,9 @@ from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.clip_directory import load_clip_module, read_clip_processor, save_clip_directory
 from bedplate.hub.clip_texts import PLACE, TEMPLATES, checked_templates, spelling, text_ids, text_rows
-from bedplate.hub.image_model import Images, listed, taken
+from bedplate.hub.image_model import Images, listed
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.options import taken
 from bedplate.hub.processor import ImageProcessor
 from bedplate.models.clip import Clip, ClipConfig
 from bedplate.tasks.classify import as_predictions
@@ -35,6 +36,8 @@ class ClipModel(MultimodalModel):
         templates: sentences with {label}, in which `predict` reads labels.
         tokenizer_config: as the directory has it.
     """
+
+    instead_of_text: ClassVar[str] = "reads pictures and writes no text; use predict --labels or search"
 
     module: Clip
     processor: ImageProcessor
@@ -90,13 +93,18 @@ class ClipModel(MultimodalModel):
         return vectors
 
     def text_vectors(
-        self, texts: Sequence[str], template: str | Sequence[str] | None = None, what: str = "text"
+        self,
+        texts: Sequence[str],
+        template: str | Sequence[str] | None = None,
+        what: str = "text",
+        *,
+        truncate: bool = False,
     ) -> Tensor:
-        """A vector of each text, as of a label; `what` the texts are called in errors."""
+        """A vector of each text, as of a label; `what` the texts are called in errors, `truncate` as of `embed`."""
         total = torch.zeros(len(texts), self.config.projection_dim)
         for sentence in self.templates if template is None else checked_templates(template):
             written = [sentence.replace(PLACE, text) for text in texts]
-            total += F.normalize(self._embed_texts(written, 256, None, what), dim=1)
+            total += F.normalize(self._embed_texts(written, 256, truncate or None, what), dim=1)
         return F.normalize(total, dim=1)
 
     def embed(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -21,7 +21,6 @@ from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.directory import Unfilled, read_config_values, write_weights
 from bedplate.hub.folder import new_folder, write_json
-from bedplate.hub.image_model import taken
 from bedplate.hub.image_tokens_model import (
     ImageTokensModel,
     config_from_values,
@@ -31,6 +30,7 @@ from bedplate.hub.image_tokens_model import (
     read_card,
 )
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.options import check_kinds, taken
 from bedplate.hub.processor import FILE, ImageProcessor, read_processor
 from bedplate.hub.text import strings
 from bedplate.models.dalle import Dalle, DalleConfig, Painter
@@ -53,6 +53,8 @@ class DrawModel(MultimodalModel):
     Attributes:
         held_out: names of two parts that training never saw; see `data.combinations`.
     """
+
+    instead_of_text: ClassVar[str] = "draws pictures and writes no text; use draw"
 
     module: Painter
     processor: ImageProcessor
@@ -129,11 +131,12 @@ class DrawModel(MultimodalModel):
         drawings with the seeds `(seed + k) * best_of` and on, and `draw` gives it again by its own seed.
 
         Args:
-            ranker: a CLIP, whose vectors of prompts (in its templates) and drawings are compared.
+            ranker: a CLIP, whose vectors of prompts (in its templates) and drawings are compared; of a prompt that is
+                too long for it the beginning counts.
             options: those of `draw`.
 
         Raises:
-            InputError: as of `draw`, a prompt that is too long for the ranker, or fewer than one drawing.
+            InputError: as of `draw`, or fewer than one drawing.
         """
         texts = strings(prompts, "prompt")
         check_kinds(Integral, best_of=best_of, n=n, seed=seed)
@@ -141,7 +144,7 @@ class DrawModel(MultimodalModel):
             if value < 1:
                 raise InputError(f"{name}={value}: give 1 or more")
         self._ids(texts)  # an empty prompt is said before the ranker meets it
-        wanted, each = ranker.text_vectors(texts, what="prompt"), n * best_of
+        wanted, each = ranker.text_vectors(texts, truncate=True), n * best_of
         some, found = max(1, BATCH // each), list[tuple[int, Image.Image]]()
         for first in range(0, len(texts), some):
             part = texts[first : first + some]
@@ -226,17 +229,6 @@ class DrawModel(MultimodalModel):
             if self.card:
                 (partial / "README.md").write_text(self.card, "utf-8")
             write_weights(partial, {name: parameter.detach() for name, parameter in self.module.named_parameters()})
-
-
-def check_kinds(kind: type[Integral] | type[Real], **settings: object) -> None:
-    """Refuse settings that are no (whole) numbers.
-
-    Raises:
-        InputError: One is none.
-    """
-    for name, value in settings.items():
-        if not isinstance(value, kind):
-            raise InputError(f"{name}={value!r}: must be a {'whole ' if kind is Integral else ''}number")
 
 
 def draw_trunk(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from bedplate.data.images import Source, decode
 from bedplate.errors import InputError
 from bedplate.hub.directory import read_config_values
+from bedplate.hub.options import taken
 from bedplate.hub.processor import ImageProcessor, read_processor
 from bedplate.hub.vision_directory import VisionModule, encoder_of, load_vision_module, save_vision_directory
 from bedplate.models.attention_maps import attention_maps
@@ -34,6 +35,8 @@ class ImageModel:
     `module(pixels)` takes what `processor` makes of pictures: it gives logits (B, C) of a classifier, hidden states
     (B, 1 + N, D) of an encoder.
     """
+
+    instead_of_text: ClassVar[str] = "reads pictures and writes no text; use predict"
 
     module: VisionModule
     processor: ImageProcessor
@@ -163,14 +166,3 @@ def listed(images: Images) -> list[Source]:
 
 def _name(image: Source, number: int) -> str:
     return str(image) if isinstance(image, str | Path) else f"image {number + 1}"
-
-
-def taken(options: Mapping[str, Any], known: Mapping[str, Any], whose: str) -> dict[str, Any]:
-    """`known` options with their defaults, and what is given in place of these.
-
-    Raises:
-        InputError: one that is not known.
-    """
-    if unknown := next((name for name in options if name not in known), None):
-        raise InputError(f"{unknown} is no option of {whose}; it has {', '.join(known) or 'none'}")
-    return {**known, **options}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from bedplate.errors import InputError
 from bedplate.hub.directory import Unfilled, as_dtype, check_tensors, read_config_values, read_weights, write_weights
 from bedplate.hub.folder import new_folder, write_json
-from bedplate.hub.image_model import Images, listed, taken
+from bedplate.hub.image_model import Images, listed
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.options import taken
 from bedplate.hub.processor import FILE, ImageProcessor, read_processor
 from bedplate.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from bedplate.tasks.image_tokens import as_bytes
@@ -27,6 +28,8 @@ MODEL_TYPE = "bedplate_image_tokens"
 @dataclass
 class ImageTokensModel(MultimodalModel):
     """Pictures to grids of codes and back."""
+
+    instead_of_text: ClassVar[str] = "reads pictures and writes no text; use predict"
 
     module: ImageTokenizer
     processor: ImageProcessor

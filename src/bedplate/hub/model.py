@@ -29,8 +29,8 @@ from bedplate.hub.embedding import (
     read_embedding_settings,
     write_embedding_settings,
 )
-from bedplate.hub.image_model import taken
 from bedplate.hub.locate import locate
+from bedplate.hub.options import taken
 from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream, strings
 from bedplate.hub.vision_directory import is_vision

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,6 +29,8 @@ class MultimodalModel(ABC):
 
     module: nn.Module
     card: str
+    instead_of_text: ClassVar[str]
+    """What it does, as it continues no text, and the verb for that."""
 
     @abstractmethod
     def predict(self, inputs: Any, **options: Any) -> list[Any]:

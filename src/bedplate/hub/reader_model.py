@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -14,8 +14,9 @@ from bedplate.data.images import Source
 from bedplate.data.question_loader import prompt_ids
 from bedplate.data.tokenizer import load_tokenizer
 from bedplate.errors import InputError
-from bedplate.hub.image_model import ImageModel, Images, listed, taken
+from bedplate.hub.image_model import ImageModel, Images, listed
 from bedplate.hub.multimodal import MultimodalModel
+from bedplate.hub.options import taken
 from bedplate.hub.processor import ImageProcessor, read_processor
 from bedplate.hub.reader_directory import load_reader, save_reader
 from bedplate.hub.text import strings
@@ -33,6 +34,8 @@ class ReaderModel(MultimodalModel):
 
     `module(pixels, ids)` gives logits (B, L, V) over the next token of texts about what `processor` makes of pictures.
     """
+
+    instead_of_text: ClassVar[str] = "writes about pictures and continues no text; use caption or ask"
 
     module: Reader
     tokenizer: Tokenizer
