@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,40 @@ def test_the_verbs_use_it(
     assert bedplate.caption(Image.open(picture), model=model)[0]["text"] == "a red square"
     assert bedplate.predict(model, [picture])[0]["text"] == "a red square"
     assert bedplate.info(model)["context"] == 16
+
+
+def test_captions_leave_out_broken_pictures_of_a_folder_and_say_so(
+    trained: tuple[dict[str, Any], Path],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def caption(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr("sys.argv", ["bedplate", "caption", *map(str, arguments), "--model", str(trained[1])])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return (caught.value.code, *capsys.readouterr())
+
+    for number in (0, 1, 2):
+        shutil.copy(data / f"{number}.png", tmp_path)
+    cut = tmp_path / "1.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    code, out, err = caption(tmp_path)
+    assert code == 0 and out == f"{tmp_path / '0.png'}: a blue square\n{tmp_path / '2.png'}: a green square\n"
+    told = err.splitlines()
+    assert told[0].startswith(f"Left out: {cut}: truncated") and "1 of 3 pictures cannot be decoded" in told[1]
+    assert len(told) == 2
+    code, out, err = caption(tmp_path, "--json")
+    assert code == 0 and err.splitlines() == told
+    assert [row and row["text"] for row in json.loads(out)] == ["a blue square", None, "a green square"]
+    code, out, err = caption(tmp_path / "0.png", cut)  # a picture that is named
+    assert (code, out) == (2, "") and err.startswith(f"Error: {cut}: truncated")
+    for number in (0, 2):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    code, out, err = caption(tmp_path, "--json")
+    assert (code, out) == (2, "") and "none of the 3 pictures can be decoded; the first" in err
 
 
 def test_evaluate_is_the_training_s_own_measure(

@@ -20,7 +20,7 @@ from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 from bedplate.train.loop import Trainer
 
-TIMING = {"tokens_per_second", "mfu", "seconds"}
+TIMING = {"tokens_per_second", "mfu", "waiting", "seconds"}
 SHORT = ("train.epochs=1",)
 
 

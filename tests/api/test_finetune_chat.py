@@ -17,7 +17,7 @@ from bedplate.train.log import read_rows
 from bedplate.train.loop import Trainer
 
 ANSWERS = {"a": "today", "b": "at night", "c": "near the sea", "d": "again"}
-TIMING = {"tokens_per_second", "mfu", "seconds"}
+TIMING = {"tokens_per_second", "mfu", "waiting", "seconds"}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
 from bedplate.train.loop import Trainer
 
-TIMING = {"tokens_per_second", "mfu", "seconds"}
+TIMING = {"tokens_per_second", "mfu", "waiting", "seconds"}
 RANK = ("adapter.rank=4", "optimizer.learning_rate=0.01")
 TEXTS = ["the cat sees a dog at night", "my friend follows the river near the sea"]
 

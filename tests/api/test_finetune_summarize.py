@@ -20,7 +20,7 @@ from bedplate.train.loop import Trainer
 
 pytest.importorskip("rouge_score")
 SUMMARIES = {"a": "today", "b": "at night", "c": "near the sea", "d": "again"}
-TIMING = {"tokens_per_second", "mfu", "seconds"}
+TIMING = {"tokens_per_second", "mfu", "waiting", "seconds"}
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bedplate.errors import InputError, Interrupted
 from bedplate.hub.image_model import ImageModel
 from bedplate.train.log import read_rows
 
-TIMING = {"images_per_second", "mfu", "seconds"}
+TIMING = {"images_per_second", "mfu", "waiting", "seconds"}
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (200, 50, 40)}
 MODEL = {"patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16}
 TRAIN = {"precision": "fp32", "threads": 1, "batch_size": 8, "epochs": None, "steps": 24}
@@ -236,7 +237,16 @@ def test_a_detector_from_a_coco_folder(head: str, scenes: Path, tmp_path: Path) 
         assert row["label"] in ("red", "blue") and 0 <= x1 <= x2 <= 64 and 0 <= y1 <= y2 <= 48
     measured = bedplate.evaluate(model, str(scenes / "val"))
     assert measured["metrics"]["map_50"]["value"] == pytest.approx(metrics["value"], abs=1e-6)
-    assert "mAP" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "mAP" in page and "Waiting for data" in page
+    if head == "dense":
+        counts = re.findall(r"true: (\d+)<.*?found: (\d+)(?: \((.*?)\))?, missed: (\d+)<", page)
+        assert len(counts) == 8
+        for true, found_boxes, verdicts, missed in counts:
+            number = {word: int(count) for word, count in re.findall(r"(\w+): (\d+)", verdicts)}
+            assert number.get("right", 0) + number.get("wrong", 0) == int(found_boxes)
+            assert number.get("right", 0) + int(missed) == int(true)
+        assert any("right" in verdicts for _, _, verdicts, _ in counts)
 
 
 def test_a_detector_from_a_base_reads_pictures_as_it_is_scored(scenes: Path, pretrained: Path, tmp_path: Path) -> None:

@@ -151,7 +151,11 @@ def test_captions_count_what_is_there(scenes: list[AskedScene]) -> None:
     assert caption([red]) == "a red cross" and caption([]) == "nothing"
     assert caption([red, blue, fly]) == caption([fly, red, blue])
     assert counted("slice of pizza", 3) == "three slices of pizza" and counted("sun", 12) == "12 suns"
-    assert plural("boy") == "boys"
+    assert (
+        plural("boy") == "boys"
+        and plural("grey wolf") == "grey wolves"
+        and plural("glass of fish") == "glasses of fish"
+    )
     words = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
     for scene in scenes:
         parts = re.split(r", | and ", scene["caption"])

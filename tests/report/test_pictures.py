@@ -12,8 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bedplate.report.pictures import COLORS, data_uri, draw_boxes, grid, heat, predictions, side_by_side, triples
-from bedplate.report.vision import classification_report, detection_report, detection_sections
+from bedplate.report.pictures import (
+    COLORS,
+    Style,
+    data_uri,
+    draw_boxes,
+    grid,
+    heat,
+    predictions,
+    side_by_side,
+    triples,
+)
+from bedplate.report.vision import VERDICTS, classification_report, detection_report, detection_sections
 
 HOSTILE = '"><script>alert(1)</script>'
 
@@ -51,6 +61,21 @@ def test_a_class_has_one_color_in_all_pictures() -> None:
     other = draw_boxes(plain(), [[10, 20, 50, 60], [100, 200, 300, 400]], ["a", "c"], names=names)
     assert alone.getpixel((200, 400)) == other.getpixel((200, 400)) == rgb(COLORS[2])
     assert other.getpixel((30, 60)) == rgb(COLORS[0])
+
+
+def test_styles_replace_the_colours_of_classes_and_tell_boxes_apart_without_them() -> None:
+    solid, dashed = Style("#112233"), Style("#112233", 5, "wrong:")
+    sides = []
+    for style in (solid, dashed):
+        drawn = draw_boxes(plain(), [[100, 200, 300, 400]], styles=[style])
+        for line in ([(x, 200) for x in range(100, 301)], [(300, y) for y in range(200, 401)]):
+            sides.append(np.mean([drawn.getpixel(point) == rgb("#112233") for point in line]))
+    assert sides[:2] == [1, 1] and all(0.3 < share < 0.7 for share in sides[2:])
+    labels = [np.asarray(draw_boxes(plain(), [[100, 200, 300, 400]], ["cat"], styles=[s])) for s in (solid, dashed)]
+    wide = [np.all(each == rgb("#112233"), axis=2)[170:195].any(0).sum() for each in labels]
+    assert wide[1] > 2 * wide[0], "the word stands before the label"
+    with pytest.raises(ValueError, match="1 boxes with 2 styles"):
+        draw_boxes(plain(), [[0, 0, 1, 1]], styles=[solid, dashed])
 
 
 def test_a_label_that_would_lie_outside_is_moved_inside() -> None:
@@ -213,7 +238,14 @@ def detected() -> dict[str, Any]:
         "metrics": [{"step": s, "loss": 2 / s, "val_map_50": s / 30, "val_map": s / 60} for s in (1, 10, 20)],
         "validation": measured,
         "pictures": [
-            {"image": plain(), "truth": boxes, "predicted": [{**boxes[0], "score": 0.77}]},
+            {
+                "image": plain(),
+                "truth": [{**boxes[0], "verdict": "found"}, {**boxes[1], "verdict": "missed"}],
+                "predicted": [
+                    {**boxes[0], "score": 0.77, "verdict": "right"},
+                    {"label": "cat", "box": [10, 350, 200, 450], "score": 0.4, "verdict": "wrong"},
+                ],
+            },
             {"image": data_uri(plain()), "predicted": []},
         ],
         "data": {"path": "cells", "train": 205, "val": 87, "dropped": {"boxes without area": 1}},
@@ -256,9 +288,33 @@ def test_the_page_of_a_detector(detected: dict[str, Any]) -> None:
     html = detection_report(detected)
     page = Page(html)
     assert len(page.loaded) == 3, "the second picture has no true boxes to compare with"
-    for words in ("mAP at IoU 0.5", "85.2", "83.2 to 88.2", "Keep from", "0.31", "true: 2", "found: 1", "found: 0"):
+    for words in ("mAP at IoU 0.5", "85.2", "83.2 to 88.2", "Keep from", "0.31", "true: 2", "found: 0"):
         assert words in html, words
+    assert "found: 2 (right: 1, wrong: 1), missed: 1" in html
+    assert all(f"“{verdict}”" in html for verdict in ("wrong", "missed")) and "uncounted" not in html
     assert "texts" not in html and "map_large" not in html and "larger boxes" not in html
+
+
+def test_right_wrong_and_missed_boxes_are_drawn_each_in_its_way(detected: dict[str, Any]) -> None:
+    html = detection_report(detected)
+    true, found = (np.asarray(decoded(uri), np.int64) for uri in Page(html).loaded[:2])
+
+    def has(picture: Any, verdict: str, side: tuple[slice, slice]) -> float:
+        near = np.abs(picture[side] - rgb(VERDICTS[verdict].color)).sum(-1) < 120  # a JPEG
+        return float(near.any(axis=int(np.argmin(near.shape))).mean())
+
+    right, wrong, missed = np.s_[120:280, 99:103], np.s_[370:440, 9:13], np.s_[79:82, 410:490]
+    assert has(found, "right", right) > 0.95
+    assert 0.2 < has(found, "wrong", wrong) < 0.8 and 0.2 < has(found, "missed", missed) < 0.8
+    assert not any(has(true, verdict, side) for verdict, side in (("right", right), ("wrong", wrong)))
+
+
+def test_what_lies_in_a_crowd_is_neither_right_nor_wrong(detected: dict[str, Any]) -> None:
+    crowd = {"label": "cat", "box": [0, 0, 200, 200], "verdict": "uncounted"}
+    inside = {"label": "cat", "box": [50, 50, 90, 90], "score": 0.5, "verdict": "uncounted"}
+    detected["pictures"] = [{"image": plain(), "truth": [crowd], "predicted": [inside]}]
+    html = detection_report(detected)
+    assert "true: 0" in html and "found: 1 (uncounted: 1), missed: 0" in html and "neither right nor wrong" in html
 
 
 @pytest.mark.parametrize("report", [classification_report, detection_report])

@@ -23,6 +23,14 @@ def test_rows_are_read_back(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": 1e-12}]
 
 
+@pytest.mark.parametrize(("waiting", "shown"), [(0.0, False), (0.1, False), (0.234, True)])
+def test_waiting_for_data_is_shown_where_it_matters(tmp_path: Path, waiting: float, shown: bool) -> None:
+    run = log(tmp_path)
+    run.numbers({"step": 1, "loss": 2.0, "waiting": waiting})
+    said = run.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "loss 2.000" in said and ("  waiting for data 23%" in said) == ("waiting" in said) == shown
+
+
 def test_there_may_be_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "metrics.jsonl") == []
 

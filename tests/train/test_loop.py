@@ -2,7 +2,9 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,6 +105,27 @@ def test_the_model_is_from_the_best_evaluation(make_trainer: Any) -> None:
     for name, value in trainer.saved[0].items():
         assert torch.equal(value, best.model[name])
         assert not torch.equal(value, trainer.checkpoints.load(10).model[name])
+
+
+def test_rows_say_how_much_of_the_time_was_waited_for_data(make_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, now = make_trainer("log.every=5", "evaluate.every=5", val=[1.0, 1.0, 1.0]), [0.0]
+    monkeypatch.setattr("bedplate.train.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    batches, loss, evaluate = trainer.data.train, trainer.task.loss, trainer.task.evaluate
+
+    def passing(seconds: float, value: Any) -> Any:
+        now[0] += seconds
+        return value
+
+    def late(first: int, stop: int) -> Any:
+        for step, batch in enumerate(batches(first, stop), first):
+            yield passing(3.0 if step >= 5 else 0.0, batch)
+
+    trainer.data = replace(trainer.data, train=late)
+    trainer.task.loss = lambda batch: passing(1.0, loss(batch))
+    trainer.task.evaluate = lambda held_out: passing(100.0, evaluate(held_out))
+    trainer.run()
+    rows = [row for row in read_rows(trainer.folder / "metrics.jsonl") if "waiting" in row]
+    assert [(row["waiting"], row["seconds"]) for row in rows] == [(0.0, 5.0), (0.75, 20.0)]
 
 
 def test_the_untrained_network_is_never_the_best(make_trainer: Any) -> None:

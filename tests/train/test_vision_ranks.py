@@ -21,7 +21,7 @@ from bedplate.train.log import read_rows
 from .pixel_masks import masks_of_pixels
 
 Torchrun = Callable[..., "subprocess.CompletedProcess[str]"]
-TIMING = ("images_per_second", "mfu", "seconds")
+TIMING = ("images_per_second", "mfu", "waiting", "seconds")
 WAYS = {"data": {}, "fsdp2": {"shard": 2}}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bedplate.api.vision_draw import expanded
+from bedplate.api.vision_predict import predict_pictures
 from bedplate.errors import InputError
 from bedplate.hub.image_model import Images, listed
 from bedplate.hub.load import load
@@ -16,26 +17,35 @@ READER = "zoo:reader-mini"
 
 
 def caption(
-    images: Images, *, model: ReaderModel | str | Path = READER, device: str = "auto", **options: Any
-) -> list[dict[str, Any]]:
+    images: Images,
+    *,
+    model: ReaderModel | str | Path = READER,
+    device: str = "auto",
+    progress: Callable[[str], object] = lambda line: None,
+    **options: Any,
+) -> list[Any]:
     """A caption of each picture, in order.
+
+    In the place of a picture of a folder that cannot be decoded is None.
 
     Args:
         images: paths (also of folders), bytes, PIL images or arrays, one or several.
         model: a reader, or what `load` takes.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
+        progress: called with a line for each picture that is left out, and how many these are.
         options: num_beams, length_penalty, max_new_tokens and batch_size, see `ReaderModel.predict`.
 
     Returns:
         [{"text", "score": probability of the text}].
 
     Raises:
-        InputError: no picture, what is none, or a model that is no reader.
+        InputError: no picture, one that is named or all of a folder that cannot be decoded, or a model that is no
+            reader.
     """
-    pictures = [image for each in listed(images) for image in expanded(each)]
+    pictures = listed(images)
     if not pictures:
         raise InputError("nothing to caption: give a picture, or a folder of them")
-    return reader(model, device).caption(pictures, **options)
+    return predict_pictures(reader(model, device), pictures, progress=progress, **options)
 
 
 def reader(model: ReaderModel | str | Path, device: str) -> ReaderModel:

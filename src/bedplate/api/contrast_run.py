@@ -227,11 +227,6 @@ class ContrastRun(PictureRun[ContrastRecipe]):
                 record["metrics"] = record["metrics"] | self.scored["metrics"]
         return record
 
-    def result(self) -> dict[str, Any]:
-        record = self.record()
-        more = {"test": record["test"]["metrics"]} if "test" in record else {}
-        return super().result() | {"data": self.found} | more
-
     def write_report(self, record: dict[str, Any]) -> None:
         images = self.parts[self.scored["on"]].images if self.scored else []
         write_contrast_report(self.out, record, self.timings, self.scored, images)

@@ -138,11 +138,6 @@ class ClassifyRun(FinetuneRun):
                 record["test"] = {"metrics": self.scored["metrics"], "n": len(self.parts["test"])}
         return record
 
-    def result(self) -> dict[str, Any]:
-        record = self.record()
-        more = {"test": record["test"]["metrics"]} if "test" in record else {}
-        return super().result() | {"data": self.found} | more
-
     def write_report(self, record: dict[str, Any]) -> None:
         write_finetune_report(self.out, record, self.timings)
 

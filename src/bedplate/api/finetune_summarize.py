@@ -78,11 +78,6 @@ class SummarizeRun(ChatRun):
                 record["metrics"] = record["metrics"] | measured
         return record
 
-    def result(self) -> dict[str, Any]:
-        record = self.record()
-        more = {"test": record["test"]["metrics"]} if "test" in record else {}
-        return super().result() | {"data": self.found} | more
-
     def write_report(self, record: dict[str, Any]) -> None:
         commands = [
             f"bedplate predict {self.out}/model --file YOUR_ARTICLE.txt",

@@ -121,7 +121,7 @@ def training_summary(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     summary: dict[str, Any] = {"parameters": record["parameters"], "steps": trained[-1]["step"] if trained else 0}
     if seconds:
         summary["seconds"] = seconds
-        for key in ("tokens_per_second", "images_per_second", "mfu"):
+        for key in ("tokens_per_second", "images_per_second", "mfu", "waiting"):
             if key in trained[0]:
                 summary[key] = sum(row[key] * row["seconds"] for row in trained) / seconds
     return summary

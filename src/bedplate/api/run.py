@@ -43,6 +43,7 @@ class Run(ABC, Generic[R]):
     def __init__(self, recipe: R, resume: bool, command: str) -> None:
         self.recipe, self.out, self.command = recipe, recipe.out, command
         self.timings: dict[str, float] = {}
+        self.found: dict[str, Any] = {}  # what there is of data, once it has been read
         self.hardware = choose_hardware(recipe.train)
         self.ranks = Ranks()
         if Ranks.started() > 1 and not self.scales:
@@ -87,7 +88,8 @@ class Run(ABC, Generic[R]):
         """Train, and leave a model directory and a report.
 
         Returns:
-            {"out", "model", "steps", "parameters", "metrics", "seconds"}.
+            {"out", "model", "steps", "parameters", "metrics", "seconds"}; "data", what was found of it; "test", metrics
+            of the test set, where there is one.
         """
         with Ranks.joined(self.parallel, self.hardware.device) as self.ranks:
             return self._run()
@@ -142,6 +144,8 @@ class Run(ABC, Generic[R]):
             "parameters": record["parameters"],
             "metrics": record["metrics"],
             "seconds": self.timings,
+            **({"data": self.found} if self.found else {}),
+            **({"test": record["test"]["metrics"]} if "test" in record else {}),
         }
 
     def parameters(self) -> int:

@@ -162,11 +162,6 @@ class ClassifyImagesRun(VisionRun):
             record["test"] = {"metrics": self.scored["metrics"], "n": self.scored["metrics"]["accuracy"]["n"]}
         return record
 
-    def result(self) -> dict[str, Any]:
-        record = self.record()
-        more = {"test": record["test"]["metrics"]} if "test" in record else {}
-        return super().result() | {"data": self.found} | more
-
     def write_report(self, record: dict[str, Any]) -> None:
         images = self.parts[self.scored["on"]].images if self.scored else []
         write_classification_report(self.out, record, self.timings, self.scored, images, self.processor.seen)

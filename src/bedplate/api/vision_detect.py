@@ -135,15 +135,11 @@ class DetectRun(VisionRun):
             record["validation"] = self.scored["metrics"]
         return record
 
-    def result(self) -> dict[str, Any]:
-        more = {"test": of_all_classes(self.scored["metrics"])} if self.scored.get("on") == "test" else {}
-        return super().result() | {"data": self.found} | more
-
     def write_report(self, record: dict[str, Any]) -> None:
         write_detection_report(self.out, record, self.timings, self.shown)
 
     def _pictures(self) -> list[dict[str, Any]]:
-        """Scored pictures, drawn by chance, with their true boxes and those that are found."""
+        """Scored pictures, drawn by chance, with their true boxes, those that are found, and what is right of these."""
         from bedplate.hub.image_model import ImageModel
 
         part = self.parts[self.scored["on"]]
@@ -153,14 +149,43 @@ class DetectRun(VisionRun):
         was_training = self.module.training
         found = ImageModel(self.module.eval(), self.processor).predict(images, threshold=SURE)
         self.module.train(was_training)
-        return [
+        truth = part.select(rows).truth()
+        judged = _with_verdicts(truth, found, self.classes)
+        return [{"image": image, **each} for image, each in zip(images, judged, strict=True)]
+
+
+def _with_verdicts(
+    truth: Sequence[Mapping[str, Any]], found: Sequence[Sequence[Mapping[str, Any]]], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """{"truth", "predicted"} of each picture, see `report.vision.detection_sections`.
+
+    Args:
+        truth: Of each picture, as of `BoxedImages.truth`.
+        found: {"label", "score", "box"} of each picture, as `ImageModel.predict` gives them.
+    """
+    from bedplate.metrics.detection import verdicts
+
+    place = {name: number for number, name in enumerate(classes)}
+    said = [
+        {
+            "boxes": [row["box"] for row in rows],
+            "scores": [row["score"] for row in rows],
+            "classes": [place[row["label"]] for row in rows],
+        }
+        for rows in found
+    ]
+    shown = []
+    for true, rows, verdict in zip(truth, found, verdicts(truth, said, len(classes)), strict=True):
+        of_found = np.select([verdict.right, verdict.wrong], ["right", "wrong"], "uncounted").tolist()
+        of_true = np.select([true["crowd"], verdict.missed], ["uncounted", "missed"], "found").tolist()
+        corners, kinds = true["boxes"].tolist(), true["classes"].tolist()
+        shown.append(
             {
-                "image": image,
-                "predicted": boxes,
+                "predicted": [{**row, "verdict": word} for row, word in zip(rows, of_found, strict=True)],
                 "truth": [
-                    {"label": self.classes[c], "box": box}
-                    for box, c in zip(part.boxes[row].tolist(), part.classes[row].tolist(), strict=True)
+                    {"label": classes[kind], "box": box, "verdict": word}
+                    for kind, box, word in zip(kinds, corners, of_true, strict=True)
                 ],
             }
-            for row, image, boxes in zip(rows, images, found, strict=True)
-        ]
+        )
+    return shown

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from bedplate.cli.output import Json, print_json
+from bedplate.cli.output import Json, print_json, say
 
 
 def command(
@@ -24,10 +24,12 @@ def command(
     from bedplate.api.caption import caption
     from bedplate.api.vision_draw import expanded
 
-    found = caption(images, model=model, device=device, num_beams=beams)
+    found = caption(images, model=model, device=device, num_beams=beams, progress=say)
     if json:
         print_json(found)
         return
     names = [str(image) for each in images for image in expanded(each)]
     for name, row in zip(names, found, strict=True):
+        if row is None:  # a picture that cannot be decoded, which has been said
+            continue
         print(row["text"] if len(found) == 1 else f"{name}: {row['text']}")

@@ -66,7 +66,7 @@ def text_rows(
                 f"{what} {number} ({' '.join(text.split())[:SHOWN]!r}...): {len(ids):,} tokens with its end, and this "
                 f"model reads {limit}; shorten the {what}{'' if truncate is None else ', or give truncate=True'}"
             )
-        rows.append([*ids[: limit - 1], ids[-1]])
+        rows.append(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
     return rows
 
 

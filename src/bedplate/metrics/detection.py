@@ -36,6 +36,14 @@ class Matches(NamedTuple):
     there: npt.NDArray[np.int64]  # (N,): boxes to find in each picture
 
 
+class Verdicts(NamedTuple):
+    """What became of the P predictions and the M true boxes of a picture at IoU 0.5."""
+
+    right: npt.NDArray[np.bool_]  # (P,)
+    wrong: npt.NDArray[np.bool_]  # (P,); neither is what lies in a crowd, or is not among the `MOST` surest
+    missed: npt.NDArray[np.bool_]  # (M,); never a crowd
+
+
 def need_pycocotools() -> None:
     """Make sure that the library is there.
 
@@ -128,6 +136,36 @@ def detection_metrics(
         if there[k]
     }
     return measured
+
+
+def verdicts(truth: Sequence[Row], predictions: Sequence[Row], classes: int) -> list[Verdicts]:
+    """Which predictions of each of N pictures are right, and which boxes were missed, as the metrics count them.
+
+    Args:
+        truth, predictions: As for `detection_metrics`; classes are 0 to `classes` - 1.
+
+    Raises:
+        ImportError, ValueError: As for `detection_metrics`, but there may be nothing to find.
+    """
+    need_pycocotools()
+    if len(truth) != len(predictions):
+        raise ValueError(f"{len(predictions)} predictions for the truth of {len(truth)} pictures")
+    true_rows, found_rows = _checked(truth, classes, "truth"), _checked(predictions, classes, "predictions")
+    judge, n = _judge(true_rows, found_rows, classes), len(truth)
+    judged = []
+    first_true = first_found = 1  # ids of the annotations of a picture follow each other
+    for image, (true, found) in enumerate(zip(true_rows, found_rows, strict=True)):
+        right, wrong = np.zeros((2, len(found["boxes"])), bool)
+        missed = np.zeros(len(true["boxes"]), bool)
+        for each in judge.evalImgs[image :: len(AREAS) * n]:  # one a class, of boxes of any area
+            if each is not None:
+                mine, there = np.array(each["dtIds"], int) - first_found, np.array(each["gtIds"], int) - first_true
+                matched, ignored = (np.asarray(each[key])[HALF] > 0 for key in ("dtMatches", "dtIgnore"))
+                right[mine], wrong[mine] = matched & ~ignored, ~matched & ~ignored
+                missed[there] = (np.asarray(each["gtMatches"])[HALF] == 0) & (np.asarray(each["gtIgnore"]) == 0)
+        judged.append(Verdicts(right, wrong, missed))
+        first_true, first_found = first_true + len(missed), first_found + len(right)
+    return judged
 
 
 def average_precision(matches: Matches, weights: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:

@@ -100,8 +100,9 @@ class FSQ:
 
     def _follow(self, device: torch.device) -> None:
         if self.basis.device != device:
-            for name, value in vars(self).items():
-                setattr(self, name, value.to(device))
+            with torch.inference_mode(False):  # whoever asks first, training may use them
+                for name, value in vars(self).items():
+                    setattr(self, name, value.to(device))
 
 
 class ResidualBlock(nn.Module):

@@ -81,8 +81,9 @@ HEADLINES = {
     "tokens_per_second": ("Speed", "tokens/s"),
     "images_per_second": ("Speed", "images/s"),
     "mfu": ("Hardware used", "of its peak"),
+    "waiting": ("Waiting for data", "of the time of training"),
 }
-SHARES = ("test_accuracy", "val_accuracy", "majority", "mfu")  # from 0 to 1, shown as percent
+SHARES = ("test_accuracy", "val_accuracy", "majority", "mfu", "waiting")  # from 0 to 1, shown as percent
 
 
 def duration(seconds: float) -> str:

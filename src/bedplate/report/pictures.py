@@ -10,7 +10,7 @@ import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -31,13 +31,22 @@ HEAT = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6
 HEAT_SHARE = 0.6  # of the map in a blend of picture and map
 
 
+class Style(NamedTuple):
+    """How a box is drawn, in place of the colour of its class."""
+
+    color: str
+    dash: float = 0  # the length of a dash, and of the gap behind it, in widths of the line; 0 for none
+    word: str = ""  # what stands before the label
+
+
 def draw_boxes(
     image: Image.Image,
     boxes: Any,
     labels: Sequence[str] = (),
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float | None] | None = None,
     *,
     names: Sequence[str] | None = None,
+    styles: Sequence[Style] = (),
 ) -> Image.Image:
     """A copy of a picture with boxes, each in the colour of its class and with its label, or what `legend` has for it.
 
@@ -46,9 +55,10 @@ def draw_boxes(
     Args:
         boxes: (M, 4), x1 y1 x2 y2 in pixels of the picture.
         labels: M names of classes; none for boxes without labels.
-        scores: M numbers from 0 to 1, written behind the labels as percent.
+        scores: M numbers from 0 to 1, written behind the labels as percent; None for a box without.
         names: All classes, in the order in which they get their colours: give them, and a class has the same colour in
             all pictures. Without them, the labels of this picture, sorted.
+        styles: M others than the colours of classes.
 
     Returns:
         RGB.
@@ -56,24 +66,46 @@ def draw_boxes(
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     if len(labels) not in (0, len(corners)) or (scores is not None and len(scores) != len(corners)):
         raise ValueError(f"{len(corners)} boxes with {len(labels)} labels and {len(scores or ())} scores")
+    if len(styles) not in (0, len(corners)):
+        raise ValueError(f"{len(corners)} boxes with {len(styles)} styles")
     drawn = legible(image)
     corners = corners * (drawn.width // image.width)
     every = names or sorted(set(labels))
     place, numbers = {name: number for number, name in enumerate(every)}, legend(every)
     colors = [COLORS[place.get(label, 0) % len(COLORS)] for label in labels] or [COLORS[0]] * len(corners)
+    how = styles or [Style(color) for color in colors]
+    colors = [style.color for style in how]
     pen, thick = ImageDraw.Draw(drawn), max(2, round(max(drawn.size) / 320))
     order = np.argsort([-(box[2] - box[0]) * (box[3] - box[1]) for box in corners], kind="stable").tolist()
     for i in order:  # small boxes lie on top of large ones
-        x1, y1, x2, y2 = corners[i]
-        halo = (x1 - 1, y1 - 1, max(x2, x1) + 1, max(y2, y1) + 1)
-        pen.rectangle(halo, outline=_ink(colors[i]), width=thick + 2)  # a rim that stands out where the colour does not
-        pen.rectangle((x1, y1, max(x2, x1), max(y2, y1)), outline=colors[i], width=thick)
+        _outline(pen, corners[i], how[i], thick)
     if labels:
         texts = [" ".join(numbers.get(label, label).split()) for label in labels]
+        texts = [f"{style.word} {text}".strip() for style, text in zip(how, texts, strict=True)]
         if scores is not None:
-            texts = [f"{text} {100 * score:.0f} %" for text, score in zip(texts, scores, strict=True)]
+            texts = [t if score is None else f"{t} {100 * score:.0f} %" for t, score in zip(texts, scores, strict=True)]
         _write_labels(pen, drawn.size, corners, texts, colors, order[::-1], every)
     return drawn
+
+
+def _outline(pen: ImageDraw.ImageDraw, corners: Any, style: Style, thick: int) -> None:
+    """The sides of a box, with a rim that stands out where the colour does not."""
+    x1, y1, x2, y2 = corners
+    x2, y2 = max(x2, x1), max(y2, y1)
+    if not style.dash:
+        pen.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=_ink(style.color), width=thick + 2)
+        pen.rectangle((x1, y1, x2, y2), outline=style.color, width=thick)
+        return
+    thick *= 2  # the rim would else be most of what is seen of a dash
+    inside, step = thick - 1, style.dash * thick  # a line lies inside of its box
+    dashes = [
+        *((x, y, min(x + step, x2), y + inside) for x in np.arange(x1, x2, 2 * step) for y in (y1, y2 - inside)),
+        *((x, y, x + inside, min(y + step, y2)) for y in np.arange(y1, y2, 2 * step) for x in (x1, x2 - inside)),
+    ]
+    for left, top, right, bottom in dashes:
+        pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=_ink(style.color))
+    for dash in dashes:
+        pen.rectangle(dash, fill=style.color)
 
 
 def legible(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,23 @@ AP_EXPLAINED = (
 THRESHOLD = (
     "The last four columns say from which score on keeping boxes gives the best F1 at IoU 0.5, and how many of the "
     "boxes that are kept are then right (precision) and of the true ones found (recall)."
+)
+# Colours of Okabe and Ito; lines and words tell them apart where colours do not.
+TRUE = pictures.Style("#ffffff")
+VERDICTS = {
+    "right": pictures.Style("#0072b2"),
+    "wrong": pictures.Style("#e69f00", 4, "wrong:"),
+    "missed": pictures.Style("#f0e442", 1, "missed:"),
+    "uncounted": pictures.Style("#bbbbbb", 4, "uncounted:"),
+}
+VERDICTS_EXPLAINED = (
+    "On the left are the true boxes, on the right what the model finds. Blue with a solid line is right: a box that "
+    "overlaps a true one of its class, which no surer box took, by an IoU of at least 0.5. Orange with dashes and the "
+    "word “wrong” is any other. Yellow with dots and the word “missed” is a true box that nothing found."
+)
+UNCOUNTED = (
+    "Grey with dashes and the word “uncounted” is a crowd or an object marked as difficult, and what is found "
+    "there: neither right nor wrong."
 )
 CURVE_EXPLAINED = (
     "From left to right the model lets less sure boxes count: more of the true boxes are found (recall), and fewer of "
@@ -145,8 +163,9 @@ def detection_sections(record: Mapping[str, Any]) -> Sections:
 
     `record` holds "classes" and, each optional: "metrics" (the rows of metrics.jsonl), "validation" and "test" (of
     `metrics.detection.detection_metrics`), "pictures" ({"image", "predicted": [{"label", "score", "box"}], and, where
-    it is known, "truth": [{"label", "box"}]}, boxes x1 y1 x2 y2 in pixels of the image) and "data" (facts, see
-    `adapt.data_section`).
+    it is known, "truth": [{"label", "box"}]}, boxes x1 y1 x2 y2 in pixels of the image; with the truth all have a
+    "verdict": "right" or "wrong" of what is predicted, "found" or "missed" of what is true, "uncounted" of both) and
+    "data" (facts, see `adapt.data_section`).
     """
     sections = _learning(record, {"val_map_50": "mAP at IoU 0.5", "val_map": "mAP"})
     measured = {name: record[key] for name, key in EVERY.items() if record.get(key)}
@@ -161,7 +180,11 @@ def detection_sections(record: Mapping[str, Any]) -> Sections:
         last = list(measured.values())[-1]
         sections.append(("Class by class", _found_by_class(last)))
     if shown := record.get("pictures"):
-        blocks = [_compared(row, record["classes"]) for row in shown[:SHOWN_DETECTIONS]]
+        shown = shown[:SHOWN_DETECTIONS]
+        blocks = [_compared(row, record["classes"]) for row in shown]
+        seen = {box["verdict"] for row in shown if "truth" in row for box in (*row["predicted"], *row["truth"])}
+        if seen:
+            blocks.append(text(VERDICTS_EXPLAINED, *([UNCOUNTED] if "uncounted" in seen else []), muted=True))
         if numbers := pictures.legend(record["classes"]):
             blocks.append(text("; ".join(f"{number} is {name}" for name, number in numbers.items()), muted=True))
         sections.append(("What it finds", blocks))
@@ -201,20 +224,34 @@ def _found_by_class(measured: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(row: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """One picture with its true boxes beside the same one with those that were found."""
+    """One picture with its true boxes beside the same one with those that were found, and those that were not."""
     image, found = _opened(row["image"]), row["predicted"]
-    shown = [_drawn(image, found, classes)]
-    captions = [f"found: {compact(len(found))}"]
-    if "truth" in row:
-        shown.insert(0, _drawn(image, row["truth"], classes))
-        captions.insert(0, f"true: {compact(len(row['truth']))}")
+    if "truth" not in row:
+        return pictures.grid([_drawn(image, found, classes)], [f"found: {compact(len(found))}"], columns=2)
+    true, missed = row["truth"], [box for box in row["truth"] if box["verdict"] == "missed"]
+    number = Counter(box["verdict"] for box in found)
+    counts = ", ".join(f"{verdict}: {compact(number[verdict])}" for verdict in VERDICTS if number[verdict])
+    shown = [
+        _drawn(image, true, classes, [VERDICTS["uncounted"] if _is_crowd(box) else TRUE for box in true]),
+        _drawn(image, [*found, *missed], classes, [VERDICTS[box["verdict"]] for box in (*found, *missed)]),
+    ]
+    captions = [f"true: {compact(sum(not _is_crowd(box) for box in true))}"]
+    captions.append(f"found: {compact(len(found))}{f' ({counts})' if counts else ''}, missed: {compact(len(missed))}")
     return pictures.grid(shown, captions, columns=2)
 
 
-def _drawn(image: Image.Image, rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Image.Image:
-    scores = [row["score"] for row in rows] if all("score" in row for row in rows) else None
+def _is_crowd(box: Mapping[str, Any]) -> bool:
+    return bool(box["verdict"] == "uncounted")
+
+
+def _drawn(
+    image: Image.Image,
+    rows: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    styles: Sequence[pictures.Style] = (),
+) -> Image.Image:
     boxes, labels = [row["box"] for row in rows], [row["label"] for row in rows]
-    return pictures.draw_boxes(image, boxes, labels, scores, names=classes)
+    return pictures.draw_boxes(image, boxes, labels, [row.get("score") for row in rows], names=classes, styles=styles)
 
 
 def _opened(picture: pictures.Picture) -> Image.Image:

@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bedplate.errors import InputError
 from bedplate.recipe.schema import LogRecipe
 
+SLOW = 0.1  # share of the time that is waited for data, from which on a person is told
+
 
 class RunLog:
     """Rows of numbers to metrics.jsonl and a person's screen (stderr).
@@ -153,6 +155,8 @@ def _short(row: dict[str, Any]) -> str:
         "images_per_second": "{:,.1f} images/s",
         "mfu": "{:.0%} of peak",
     }
+    if row.get("waiting", 0) > SLOW:
+        shown["waiting"] = "waiting for data {:.0%}"  # the loader is what holds the run up
     if not any(key.startswith("val_") for key in shown.keys() & row.keys()):
         shown["val_loss"] = "held-out loss {:.4f}"  # of a task that has nothing better to say
     return "  ".join(form.format(row[key]) for key, form in shown.items() if _is_number(row.get(key)))

@@ -82,7 +82,7 @@ class Trainer:
             self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self._unread: list[tuple[int, Tensor, Tensor]] = []  # (step, loss, gradient norm) still on the device
         self._losses: list[float] = []  # of the steps since the last row of the log
-        self._seconds, self._read, self._flops = 0.0, 0, 0
+        self._seconds, self._waited, self._read, self._flops = 0.0, 0.0, 0, 0
 
     def resume(self) -> None:
         """Go back to the newest checkpoint, if there is one. The next batch and random numbers follow from its step."""
@@ -131,7 +131,7 @@ class Trainer:
         if self._is_over():
             batches.close()  # resumed where it had stopped early
         self._started = time.perf_counter()  # waiting for data counts; evaluating and saving do not
-        for batch in batches:
+        for batch in self._taken(batches):
             self._train_step(batch)
             self.step += 1
             last = self.step == self.steps
@@ -153,6 +153,20 @@ class Trainer:
                     f"Stopped after step {self.step} of {self.steps}; everything is saved in {self.folder}."
                 )
             self._started = time.perf_counter()
+
+    def _taken(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, counting the time until each of them is there.
+
+        A GPU may still work on the last step meanwhile, and asking it would stall it: there this is the most that
+        waiting can have cost.
+        """
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def _train_step(self, batch: Batch) -> None:
         recipe = self.recipe
@@ -248,9 +262,10 @@ class Trainer:
             "gradient_norm": self._norm.item(),
             f"{self.task.unit}_per_second": self._read / self._seconds,
             "mfu": self._flops / self._seconds / self._peak,
+            "waiting": self._waited / self._seconds,
             "seconds": self._seconds,
         }
-        self._losses, self._seconds, self._read, self._flops = [], 0.0, 0, 0
+        self._losses, self._seconds, self._waited, self._read, self._flops = [], 0.0, 0.0, 0, 0
         self.log.numbers(row)
         self.log.advance(self.step, row)
 
