@@ -93,6 +93,7 @@ def test_what_always_draws_red_is_right_in_shape_alone(pairs: Pairs) -> None:
     assert metrics["accuracy"]["value"] == pytest.approx(3 / 7)
     assert metrics["held_out_first"]["value"] == 1
     assert metrics["held_out_second"]["value"] == 0 == metrics["held_out_both"]["value"]
+    assert metrics["real_held_out_both"]["value"] == 1, "the judge tells the real pictures"
     assert metrics["frechet"]["value"] > 0.1
 
 

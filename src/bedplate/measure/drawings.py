@@ -71,7 +71,8 @@ def measure_drawings(
         - copied: the share of drawings nearer to a picture of the training than `threshold`, which only
           `COPY_PERCENTILE` % of training pictures are to the nearest one of another name;
         - where the model has names that it never saw: held_out_first and held_out_second, the shares of their drawings
-          in which that part of the name is told right among all combinations, and held_out_both.
+          in which that part of the name is told right among all combinations, and held_out_both; with real_ before
+          them the same of the real pictures of these names, the most that can be expected.
 
     Raises:
         InputError: fewer names than are to be drawn.
@@ -101,15 +102,15 @@ def measure_drawings(
         value = frechet_distance(other, own)
         metrics[name] = {"value": value, "low": value, "high": value, "n": len(other)}
     if held:
-        metrics |= _composition(model, judge, held, sorted({texts[0] for texts in data.texts}), each, seed, options)
+        metrics |= _composition(model, judge, data, held, each, seed, options)
     return {"n": len(drawn.images), "metrics": metrics, "names": len(chosen), "threshold": threshold}
 
 
 def _composition(
     model: DrawModel,
     judge: Judge,
+    data: Pairs,
     held: Sequence[str],
-    names: Sequence[str],
     each: int,
     seed: int,
     options: dict[str, Any],
@@ -119,17 +120,24 @@ def _composition(
     The choice is between all names of the data whose first part is that of a held-out one.
     """
     held = [name for name in held if model.fits(name)]
-    parts = [_parts(name) for name in held]
-    firsts = {first for first, _ in parts}
+    firsts = {_parts(name)[0] for name in held}
+    names = sorted({texts[0] for texts in data.texts})
     among = [name for name in names if (two := name_parts(name)) and two[0] in firsts]
+    of_names = _texts(judge, among)
+
+    def told(vectors: Numbers, truth: Sequence[str], each: int, prefix: str) -> Metrics:
+        best = [_parts(among[i]) for i in _best(vectors, of_names)]
+        right = np.array(
+            [[a == b for a, b in zip(one, _parts(n), strict=True)] for one, n in zip(best, truth, strict=True)]
+        )
+        sides = {"first": right[:, 0], "second": right[:, 1], "both": right.all(1)}
+        return {f"{prefix}_{name}": _share(side, each) for name, side in sides.items()}
+
     drawn = _drawn(model, judge, held, each, seed, options)
-    best = [_parts(among[i]) for i in _best(drawn.vectors, _texts(judge, among))]
-    truth = [two for two in parts for _ in range(each)]
-    right = np.array([[a[side] == b[side] for side in (0, 1)] for a, b in zip(best, truth, strict=True)])
+    real = data.select([i for i, texts in enumerate(data.texts) if texts[0] in set(held)])
     return {
-        "held_out_first": _share(right[:, 0], each),
-        "held_out_second": _share(right[:, 1], each),
-        "held_out_both": _share(right.all(1), each),
+        **told(drawn.vectors, [name for name in held for _ in range(each)], each, "held_out"),
+        **told(_vectors(judge, real), [texts[0] for texts in real.texts], 1, "real_held_out"),
     }
 
 
