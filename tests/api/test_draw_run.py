@@ -205,7 +205,8 @@ def clip(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_clip_judges_drawings(drawing: Path, pairs: Path, clip: Path) -> None:
     result = bedplate.evaluate(drawing, pairs, judge=clip, names=5, each=2)
     assert result["n"] == 10 and result["names"] == 5
-    shares = ("accuracy", "real_accuracy", "copied", "held_out_first", "held_out_second", "held_out_both")
+    told = [f"held_out_{part}" for part in ("first", "second", "both")]
+    shares = ("accuracy", "real_accuracy", "copied", *told, *(f"real_{name}" for name in told))
     assert {*shares, "frechet", "frechet_copy"} == result["metrics"].keys()
     assert all(0 <= result["metrics"][name]["value"] <= 1 for name in shares)
     assert result["metrics"]["held_out_both"]["n"] == 4
