@@ -1,5 +1,6 @@
 """Sentences of labelled reviews that say what their review says: more rows to teach a classifier of sentences with.
 
+python benchmarks/self_training.py imdb.csv rt-train.csv --test rt-test.csv
 python benchmarks/self_training.py imdb.csv rt-train.csv --model runs/rt --out kept.csv
 bedplate finetune recipes/classify.yaml base=runs/passages data.path=kept.csv data.max_tokens=64 \\
     train.sequence_length=64 train.epochs=1 train.batch_size=32 data.val_fraction=0.02 out=runs/kept
@@ -33,12 +34,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reviews", type=Path)
     parser.add_argument("sentences", type=Path)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", default="runs/rt")
     parser.add_argument("--least", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--test", type=Path, help="sentences to score the regression on, which is then all that is done"
+    )
+    parser.add_argument("--out", type=Path, default=Path("kept.csv"))
     args = parser.parse_args()
     reviews, taught = read_labelled([str(args.reviews)]), read_labelled([str(args.sentences)])
     styled = [restyled(text) for text in reviews.texts]
+    labels = [int(label) for label in (*taught.labels, *reviews.labels)]
+    if args.test:
+        test = read_labelled([str(args.test)])
+        told = counted_words([*taught.texts, *styled], labels, len(taught), test.texts) > 0
+        print(f"TF-IDF and logistic regression: {np.mean(told == (np.array(test.labels) == '1')):.1%} of {len(test):,}")
+        return
     found = [
         (sentence, label)
         for text, label in zip(reviews.texts, reviews.labels, strict=True)
@@ -46,7 +56,6 @@ def main() -> None:
         if WORDS[0] <= len((sentence := restyled(part)).split()) <= WORDS[1]
     ]
     texts, sides = [text for text, _ in found], np.array([1 if label == "1" else -1 for _, label in found])
-    labels = [int(label) for label in (*taught.labels, *reviews.labels)]
     votes = [counted_words([*taught.texts, *styled], labels, len(taught), texts), read(args.model, texts)]
     score = sum(vote / vote.std() for vote in votes) * sides
     draw = np.random.default_rng(0)

@@ -6,16 +6,18 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 HEAD = re.compile(r"(?= (?:of|with|in|on|at|for|to|and|without|behind) |, |: )")
 """Where a name's head ends and what is said of it begins: slice | of pizza."""
 IRREGULAR = {
-    **{
-        "child": "children",
-        "foot": "feet",
-        "goose": "geese",
-        "man": "men",
-        "knife": "knives",
-        "mouse": "mice",
-        "ox": "oxen",
-    },
-    **{"person": "people", "potato": "potatoes", "tomato": "tomatoes", "tooth": "teeth", "woman": "women"},
+    "child": "children",
+    "foot": "feet",
+    "goose": "geese",
+    "knife": "knives",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "potato": "potatoes",
+    "tomato": "tomatoes",
+    "tooth": "teeth",
+    "woman": "women",
     **{name: f"{name[:-1]}ves" for name in ("leaf", "loaf", "shelf", "wolf")},
     **{name: name for name in ("bison", "deer", "fish", "moose", "salmon", "sheep", "shrimp", "squid")},
 }
