@@ -167,6 +167,15 @@ def test_documents_longer_than_a_window(learnt: Path, monkeypatch: pytest.Monkey
     assert asked[0] == 1 + len(lines)
 
 
+def test_nothing_is_not_summarised_again(learnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that finds nothing to say in the second round would be asked to invent something in the third."""
+    said = iter(["a. b. c. d. a. b. c. d. a. b. c.", "", "invented"])
+    monkeypatch.setattr(Summarizer, "_joined", lambda self, windows, options: [next(said)])
+    windows = iter([6, 4, 2])
+    monkeypatch.setattr(SummaryEncoder, "windows", lambda self, document, room: [[1]] * next(windows))
+    assert bedplate.load(learnt).predict("a. b.", long="reduce") == [{"text": ""}]
+
+
 def end_of(run: Path) -> dict[str, Any]:
     last = Checkpoints(run / "checkpoints", 1).load()
     bits = {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in last.tensors().items()}

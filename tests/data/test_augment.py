@@ -179,6 +179,16 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.shape == (8, 3, 64, 64) and moved.shape == (8, 20, 4) and kept.shape == (8, 20)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_autocast_moves_nothing_of_randaugment(name: str) -> None:
+    """Half precision would misplace what is moved, by up to 0.65 pixels of 224."""
+    pixels, which = photos(5).float() / 255, torch.full((5,), list(OPERATIONS).index(name))
+    strength = torch.linspace(-1, 1, 5)
+    exact = apply(pixels.clone(), which, strength)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(apply(pixels.clone(), which, strength), exact)
+
+
 def test_floats_are_taken_as_bytes_are_and_autocast_changes_nothing() -> None:
     pixels, outs = photos(8), []
     for given_, half in ((pixels, False), (pixels / 255, False), (pixels, True)):

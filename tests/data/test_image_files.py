@@ -151,6 +151,24 @@ def test_metadata_beside_pictures(tmp_path: Path) -> None:
         save(tmp_path / "train" / f"{seed}.png", seed)
     (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n0.png,b\n1.png,a\n")
     assert shown(read_images(tmp_path)) == [(0, "b"), (1, "a")]
+    assert read_images(tmp_path).dropped == {}
+    save(tmp_path / "train" / "2.png", 2)
+    save(tmp_path / "more" / "3.png", 3)
+    found = read_images(tmp_path)
+    assert len(found) == 2 and found.dropped == {"pictures that no metadata file names": 2}
+
+
+def test_pictures_behind_the_paths_of_a_parquet_file_may_change(tmp_path: Path) -> None:
+    save(tmp_path / "0.png", 0)
+    table = pa.table({"image": ["0.png", "1.png", None], "label": ["a", "b", "a"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    found = read_images(tmp_path / "x.parquet")
+    assert len(found) == 2 and found.dropped == {"rows without a picture": 1}
+    before = fingerprint(found, tmp_path / "cache")
+    save(tmp_path / "1.png", 1)
+    after = read_images(tmp_path / "x.parquet")
+    assert shown(after) == [(0, "a"), (1, "b")]
+    assert fingerprint(after, tmp_path / "cache") != before
 
 
 @pytest.mark.parametrize("compression", ["", "gz"])

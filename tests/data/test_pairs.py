@@ -118,7 +118,8 @@ def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     assert pairs.textless == [str(tmp_path / "d" / "train" / "2.png")]
     assert read_pairs(str(tmp_path / "d" / "te*" / "*")).texts == [("three",)]
     (tmp_path / "d" / "metadata.jsonl").write_text('{"file_name": "train/2.png", "text": "two"}\n')
-    assert read_pairs(tmp_path / "d").texts == [("two",)]
+    named = read_pairs(tmp_path / "d")
+    assert named.texts == [("two",)] and named.dropped == {"pictures that no metadata file names": 1}  # 1.png
     (tmp_path / "d" / "train" / "1.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match=r"1\.txt: not UTF-8 at byte 3; re-encode"):
         read_pairs(tmp_path / "d" / "train")

@@ -225,6 +225,9 @@ def test_what_is_no_data_is_told(tmp_path: Path) -> None:
     (tmp_path / "z").mkdir()
     with pytest.raises(InputError, match="no questions in this folder"):
         read_questions(tmp_path / "z")
+    write_tar(tmp_path / "a.tar", {"0.png": encoded(noise(8, 8, 0)), "0.json": b'{"said": "a cat"}'})
+    with pytest.raises(InputError, match=r"none of 1 pictures has a text; name the column or key by data\.answer"):
+        read_questions(tmp_path / "a.tar")
 
 
 def test_fingerprints_tell_questions_apart(root: Path) -> None:

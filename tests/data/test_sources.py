@@ -347,6 +347,8 @@ def test_fields_beyond_the_header_are_told_not_dropped(tmp_path: Path) -> None:
     path.write_text("text,label\na,1,\nwell, no,0\n")
     with pytest.raises(InputError, match=r"x\.csv:3: 3 fields, but the header has 2; quote fields"):
         list(rows(path))
+    with pytest.raises(InputError, match=r"x\.csv:3: 3 fields"):  # a text would end at its first comma
+        list(documents(path))
     path.write_text("text,label\na,1,\nb\n")
     with pytest.raises(InputError, match=r"x\.csv:3: 1 fields, but 'label' is field 2; mend the row"):
         list(rows(path))

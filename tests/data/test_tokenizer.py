@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from bedplate.data.tokenizer import (
     SPECIAL_TOKENS,
     end_of_text_id,
+    literal,
     load_tokenizer,
     load_tokenizer_config,
     save_tokenizer,
@@ -27,6 +28,17 @@ def test_special_tokens_come_first_and_bytes_follow(tokenizer: Tokenizer) -> Non
     assert [tokenizer.id_to_token(i) for i in range(4)] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
     assert {tokenizer.id_to_token(i) for i in range(4, 260)} == set(pre_tokenizers.ByteLevel.alphabet())
     assert vocabulary_size(tokenizer) == 320
+
+
+def test_a_literal_copy_reads_special_tokens_as_text(tokenizer: Tokenizer) -> None:
+    copy, end = literal(tokenizer), tokenizer.token_to_id("<|endoftext|>")
+    assert end in tokenizer.encode("a<|endoftext|>").ids and end not in copy.encode("a<|endoftext|>").ids
+    assert literal(tokenizer) is copy  # a large vocabulary takes its time
+    own = Tokenizer.from_str(tokenizer.to_str())
+    assert literal(own) is not copy
+    before = literal(own)
+    own.add_tokens(["<|more|>"])
+    assert literal(own).get_vocab_size() == before.get_vocab_size() + 1
 
 
 def test_training_is_deterministic() -> None:

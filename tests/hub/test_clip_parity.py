@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bedplate.hub.clip_model import ClipModel
-from bedplate.hub.clip_texts import spelling, text_rows
+from bedplate.hub.clip_texts import text_rows
 from bedplate.hub.directory import read_weights
 from bedplate.hub.load import load
 
@@ -168,7 +168,7 @@ def test_texts_are_their_ids_and_end_once(tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     their_model(tmp_path, tokenizer)
     ours = load(tmp_path)
-    assert text_rows(spelling(ours.tokenizer), ours.config, TEXTS) == tokenizer(TEXTS)["input_ids"]
+    assert text_rows(ours.tokenizer, ours.config, TEXTS) == tokenizer(TEXTS)["input_ids"]
 
 
 def test_ids_of_the_real_vocabulary(tmp_path: Path) -> None:
@@ -185,11 +185,11 @@ def test_ids_of_the_real_vocabulary(tmp_path: Path) -> None:
     wanted = tokenizer(texts, padding=True, return_tensors="pt")
     assert wanted["input_ids"][0, :5].tolist() == [49406, 320, 22697, 49407, 49407]  # as published with CLIP
     assert ours.tokenizer is not None
-    rows = text_rows(spelling(ours.tokenizer), ours.config, texts)
+    rows = text_rows(ours.tokenizer, ours.config, texts)
     longest = max(map(len, rows))
     assert [row + [49407] * (longest - len(row)) for row in rows] == wanted["input_ids"].tolist()
     long = "cat " * 100
-    (cut,) = text_rows(spelling(ours.tokenizer), ours.config, [long], truncate=True)
+    (cut,) = text_rows(ours.tokenizer, ours.config, [long], truncate=True)
     assert cut == tokenizer(long, truncation=True, max_length=40)["input_ids"]
     with torch.no_grad():
         features = theirs.get_text_features(**wanted)

@@ -149,7 +149,7 @@ def test_more_rows_for_longer_pack_the_matrices_and_write_the_same(
     assert bool(packed.call_count) == (dtype == torch.float32 and torch.backends.mkldnn.is_available())
 
 
-@pytest.mark.parametrize("ahead", [1, 3, 100])
+@pytest.mark.parametrize("ahead", [1, 3, 7, 100])
 def test_tokens_decoded_ahead_are_the_same(gpt: GPT, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on CUDA: static steps, fused weights, tokens that nobody looks at on the way."""
     module = copy.deepcopy(gpt)

@@ -25,7 +25,7 @@ def detector() -> Detector:
 
 def total(module: Detector, pixels: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
     value, weight = module.losses(normalised(pixels), boxes, classes)["loss"]
-    return value / weight
+    return value / weight.clamp(min=1)  # as the loop divides
 
 
 def train(module: Detector, data: tuple[Tensor, Tensor, Tensor], steps: int) -> Detector:
@@ -158,6 +158,17 @@ def test_a_loss_is_the_sum_of_its_parts(detector: Detector) -> None:
     value = losses["class"][0] + 2 * losses["box"][0]
     torch.testing.assert_close(losses["loss"][0], value)
     assert losses["loss"][1] >= 1
+
+
+def test_a_batch_weighs_what_its_parts_weigh(detector: Detector) -> None:
+    """Pictures without objects add a loss and no weight: micro-batches and ranks change nothing."""
+    pixels, boxes, classes = pictures(4)
+    classes[1:] = -1
+    whole = detector.losses(normalised(pixels), boxes, classes)["loss"]
+    parts = [detector.losses(normalised(pixels[i : i + 1]), boxes[i : i + 1], classes[i : i + 1]) for i in range(4)]
+    assert [part["loss"][1].item() > 0 for part in parts] == [True, False, False, False]
+    for number, value in enumerate(whole):
+        torch.testing.assert_close(sum(part["loss"][number] for part in parts), value)
 
 
 def test_of_keeps_the_base_and_interpolates_its_positions() -> None:

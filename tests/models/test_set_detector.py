@@ -104,7 +104,18 @@ def test_a_query_has_the_position_of_the_patch_where_it_stands() -> None:
 def loss_of(module: SetDetector, pixels: Tensor, boxes: Tensor, classes: Tensor) -> Tensor:
     torch.manual_seed(0)
     value, weight = module.losses(pixels, boxes, classes)["loss"]
-    return value / weight
+    return value / weight.clamp(min=1)  # as the loop divides
+
+
+def test_a_batch_weighs_what_its_parts_weigh() -> None:
+    """Pictures without objects add a loss and no weight: micro-batches and ranks change nothing."""
+    module, (pixels, boxes, classes) = make().eval(), pictures(4)
+    classes[1:] = -1
+    whole = module.losses(normalised(pixels), boxes, classes)["loss"]
+    parts = [module.losses(normalised(pixels[i : i + 1]), boxes[i : i + 1], classes[i : i + 1]) for i in range(4)]
+    assert [part["loss"][1].item() > 0 for part in parts] == [True, False, False, False]
+    for number, value in enumerate(whole):
+        torch.testing.assert_close(sum(part["loss"][number] for part in parts), value)
 
 
 def test_the_loss_does_not_depend_on_the_order_of_boxes_nor_on_padding() -> None:

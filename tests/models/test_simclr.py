@@ -29,6 +29,18 @@ def make(pooling: ImagePooling = "mean", temperature: float = 0.2) -> SimCLR:
     return module
 
 
+def test_points_near_each_other_are_told_apart_under_autocast() -> None:
+    """In bf16 cosines near 1 are equal, and the nearest one is any."""
+    module, generator = make(), torch.Generator().manual_seed(0)
+    own = 0.05 * torch.randn(1, 64, 8, generator=generator)
+    views = torch.ones(8) + own + 0.005 * torch.randn(2, 64, 8, generator=generator)
+    points = torch.nn.functional.normalize(views, dim=2)
+    exact = module.losses(*points)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module.losses(*points), exact)
+    assert exact[1].float().mean() > 0.8
+
+
 def test_the_loss_is_equation_1_of_the_paper() -> None:
     module, generator = make(temperature=0.3), torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=generator), dim=2)

@@ -19,7 +19,7 @@ from bedplate.tasks import Batch
 from bedplate.tasks.language import Language
 from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
-from bedplate.train.loop import split
+from bedplate.train.loop import split, step_seed
 from bedplate.train.optim import finish_gradients
 
 
@@ -68,6 +68,29 @@ def test_a_mean_of_means_would_be_wrong(tmp_path: Path, tiny_recipe: Any, tiny_r
     mean = (total / weight).item()
     assert sum(sums).item() / sum(counts) == pytest.approx(mean, abs=1e-6)  # type: ignore[union-attr]
     assert abs(sum((s / n).item() for s, n in zip(sums, counts, strict=True)) / 4 - mean) > 1e-4
+
+
+def test_a_step_weighs_at_least_one(make_trainer: Any) -> None:
+    """As a batch of pictures with hardly an object in it does; however it is parted, its gradient is the same."""
+    steps = []
+    for number, micro in enumerate(("null", "2")):
+        trainer = make_trainer(f"train.micro_batch_size={micro}", "train.steps=1", folder=str(number))
+        light = {"x": torch.ones(8, 3), "y": torch.zeros(8), "w": torch.tensor([0.25, 0, 0, 0, 0.25, 0, 0, 0])}
+        trainer.data.train = lambda *_, batch=light: (each for each in [batch])
+        trainer.run()
+        steps.append(trainer._norm)
+    torch.testing.assert_close(steps[0], steps[1])
+    torch.testing.assert_close(steps[0], torch.tensor(0.5 * 2 * 2.0 * 2))  # (w.sum / 1) * 2 * error * |(1, 1, 1, 1)|
+
+
+def test_ranks_draw_other_numbers_and_a_resumed_step_the_same() -> None:
+    def drawn(step: int, rank: int) -> Tensor:
+        torch.manual_seed(step_seed(3, step, rank))
+        return torch.rand(4)
+
+    seen = torch.stack([drawn(step, rank) for step in range(3) for rank in range(4)])
+    assert len(seen.unique(dim=0)) == len(seen)
+    assert torch.equal(drawn(1, 2), seen[6])
 
 
 def test_a_batch_without_counted_tokens_moves_nothing() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer
 from bedplate.data.loader import IGNORE
 from bedplate.data.sources import Paths, checked_text, rows, shown
 from bedplate.data.template import ChatTemplate, Messages
+from bedplate.data.tokenizer import literal
 from bedplate.errors import InputError
 
 Example = tuple[np.ndarray, np.ndarray]
@@ -221,7 +221,7 @@ class ChatEncoder:
         at = 0
         for piece in re.split(f"([{''.join(spelled)}])", text) if spelled else [text]:
             if piece in spelled:
-                plain = self._plain.encode(spelled[piece], add_special_tokens=False).ids
+                plain = literal(self._tokenizer).encode(spelled[piece], add_special_tokens=False).ids
                 if self._special[spelled[piece]] in plain:
                     raise InputError(
                         f"a message spells {spelled[piece]!r}, which the tokenizer cannot write as plain text; "
@@ -235,13 +235,6 @@ class ChatEncoder:
                 places += [at + start for start, _ in encoding.offsets]
             at += len(piece)
         return ids, places
-
-    @cached_property
-    def _plain(self) -> Tokenizer:
-        """The tokenizer, blind to special tokens: a copy, as the original may be at work in another thread."""
-        plain = Tokenizer.from_str(self._tokenizer.to_str())
-        plain.encode_special_tokens = True
-        return plain
 
 
 def _any_of(spellings: Sequence[str] | Mapping[str, int]) -> re.Pattern[str]:

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bedplate.data.tokenizer import affixes
+from bedplate.data.tokenizer import affixes, literal
 from bedplate.errors import InputError
 
 Batch = dict[str, Tensor]
@@ -104,12 +104,7 @@ def encode_rows(
     Raises:
         InputError: nothing fits between these.
     """
-    spelt = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-    finally:
-        tokenizer.encode_special_tokens = spelt
+    encoded = [each.ids for each in literal(tokenizer).encode_batch_fast(list(texts), add_special_tokens=False)]
     before, behind = affixes(tokenizer) if framed else ([], [])
     room = sequence_length - len(before) - len(behind)
     if room < 1:

@@ -155,7 +155,7 @@ def _csv_rows(stream: BinaryIO, source: str, columns: Columns, dialect: type[csv
         number = reader.line_num + 1
         for row in reader:
             if row:
-                if columns is None and any(row[len(header) :]):
+                if any(row[len(header) :]):
                     raise InputError(
                         f"{source}:{number}: {len(row)} fields, but the header has {len(header)}; "
                         f"quote fields that hold separators"

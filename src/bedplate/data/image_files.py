@@ -248,8 +248,17 @@ def _read_folder(
         dropped["files of other kinds"] += others
     if pictures and not tables:
         return [_by_folder(str(root), only_train(pictures, dropped), label, classes, dropped)]
-    tables = only_train(tables, dropped)
-    return [part for file in tables for part in _read(str(root / file), image, label, classes, dropped)]
+    kept = only_train(tables, dropped)
+    parts = [part for file in kept for part in _read(str(root / file), image, label, classes, dropped)]
+    count_unnamed(root, pictures, [ref for part in parts for ref in part.images], dropped)
+    return parts
+
+
+def count_unnamed(root: Path, pictures: list[str], named: Sequence[ImageRef], dropped: Counter[str]) -> None:
+    """Count the pictures of a folder that its tables do not name."""
+    there = {os.path.normpath(root / file) for file in only_train(pictures, Counter())}
+    if unnamed := len(there.difference(os.path.normpath(ref.file) for ref in named)):
+        dropped["pictures that no metadata file names"] += unnamed
 
 
 def files_below(root: Path, dropped: Counter[str]) -> list[str]:

@@ -53,7 +53,7 @@ def read_table(name: str, image: str | None, label: str | None, dropped: Counter
     """The pictures of a table: a file with rows, its URL, or an `hf:` id."""
     image, label = _columns(name, image, label)
     names = _schema_names(name, label) if label else []
-    if readable_at_random(name):
+    if readable_at_random(name, image):
         return _read_parquet(name, image, label, names)
     refs: list[ImageRef | int] = []  # a number is one of the spool
     labels: list[str | None] = []
@@ -185,8 +185,19 @@ def _on_this_machine(name: str) -> bool:
     return not (name.startswith("hf:") or is_remote(name))
 
 
-def readable_at_random(name: str) -> bool:
-    """Whether rows can be read in any order where they are."""
+def readable_at_random(name: str, column: str) -> bool:
+    """Whether pictures can be read in any order where they are: in a parquet file that holds them, not their paths."""
+    if not _is_parquet_here(name):
+        return False
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with telling_damage(name):
+        kind = pq.read_schema(name).field(column).type
+    return not (pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_parquet_here(name: str) -> bool:
     return _on_this_machine(name) and sources.kind_of(name) == ("parquet", "")
 
 
@@ -194,7 +205,7 @@ def _schema_names(name: str, label: str) -> list[str]:
     """The names that a parquet file's or an `hf:` id's schema gives to the numbers of the column of labels."""
     if name.startswith("hf:"):
         return hub_label_names(name, label)
-    if not readable_at_random(name):
+    if not _is_parquet_here(name):
         return []
     import pyarrow.parquet as pq
 

@@ -15,7 +15,7 @@ from bedplate.data.order import keys
 from bedplate.data.pairs import Pairs, drawn_text
 from bedplate.data.picture_order import Batch, InOrder, Mates, Shuffled
 from bedplate.data.pixel_store import PixelStore
-from bedplate.data.tokenizer import end_of_text_id
+from bedplate.data.tokenizer import end_of_text_id, literal
 from bedplate.errors import InputError
 
 KEPT = 2**17
@@ -40,8 +40,7 @@ class TextEncoder:
 
     def __init__(self, tokenizer: Tokenizer, context: int, end: int | None = None) -> None:
         assert context >= 2
-        self.tokenizer, self.context, self.cut = Tokenizer.from_str(tokenizer.to_str()), context, 0
-        self.tokenizer.encode_special_tokens = True  # what a text spells out stays text
+        self.tokenizer, self.context, self.cut = literal(tokenizer), context, 0
         self.end = end_of_text_id(tokenizer) if end is None else end
         self._row = lru_cache(maxsize=KEPT)(self._encode)
 

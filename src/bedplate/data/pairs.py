@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from bedplate.data import sources
 from bedplate.data.box_formats import Finder
 from bedplate.data.formats import ROWS, missing_column
-from bedplate.data.image_files import METADATA, counted, files_below, hash_pictures, is_picture, only_train
+from bedplate.data.image_files import (
+    METADATA,
+    count_unnamed,
+    counted,
+    files_below,
+    hash_pictures,
+    is_picture,
+    only_train,
+)
 from bedplate.data.image_refs import ImageRef, Spool, forget_files
 from bedplate.data.image_tables import (
     beside_value,
@@ -114,6 +122,7 @@ class _Wanted:
     image: str | None
     texts: tuple[str, ...] | None
     group: str | None
+    key: str = "data.text"  # of a recipe, that says what `texts` does
     there: set[str] = field(default_factory=set)  # which of them rows have had
 
     def need_all(self, path: Paths) -> None:
@@ -130,7 +139,13 @@ class _Wanted:
 
 
 def read_pairs(
-    path: Paths, image: str | None = None, text: Columns = None, group: str | None = None, *, strict: bool = True
+    path: Paths,
+    image: str | None = None,
+    text: Columns = None,
+    group: str | None = None,
+    *,
+    strict: bool = True,
+    key: str = "data.text",
 ) -> Pairs:
     """Find the pictures that `path` names, in a fixed order, with their texts.
 
@@ -152,6 +167,7 @@ def read_pairs(
             its case.
         strict: Whether all of these must be there; else keywords and groups may be missing, as in other pictures to
             score by.
+        key: Of a recipe, that says what `text` does, for errors.
 
     Raises:
         InputError: Nothing found, no texts, a column that is not there or cannot be guessed, or damaged files.
@@ -166,7 +182,7 @@ def read_pairs(
     items = [path] if isinstance(path, str | Path) else list(path)
     if not items:
         raise InputError("the list of data paths is empty: give at least one file, folder, glob or hf: id")
-    wanted = _Wanted(image, names, group)
+    wanted = _Wanted(image, names, group, key)
     rows = [row for item in items for row in _read(location(item), wanted, dropped)]
     if not rows:
         raise InputError(f"{shown(path)}: no pictures{counted(dropped)}; give pictures with texts")
@@ -175,7 +191,7 @@ def read_pairs(
     if not kept:
         asked = f" in {listed(names)}" if names else ""
         raise InputError(
-            f"{shown(path)}: none of {len(rows)} pictures has a text{asked}; name the column or key by data.text, or "
+            f"{shown(path)}: none of {len(rows)} pictures has a text{asked}; name the column or key by {key}, or "
             f"put a .txt of the same name beside each"
         )
     if strict:
@@ -294,8 +310,13 @@ def _read_folder(root: Path, wanted: _Wanted, dropped: Counter[str]) -> Iterator
     tables = [file for file in files if METADATA.fullmatch(os.path.basename(file))]
     if not pictures:
         tables = [file for file in files if _kind(file) in KINDS]
+    named = []
     for file in only_train(tables if tables else pictures, dropped):
-        yield from _read(str(root / file), wanted, dropped)
+        for row in _read(str(root / file), wanted, dropped):
+            named.append(row.image)
+            yield row
+    if tables:
+        count_unnamed(root, pictures, named, dropped)
 
 
 def _beside(picture: Path) -> _Row:
@@ -334,11 +355,11 @@ def _read_table(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_
     if texts is None:
         raise InputError(
             f"{name}: it is not clear which column holds the texts: present are {listed(present)}; "
-            f"name it: data.text=... in a recipe, --column on the command line"
+            f"name it: {wanted.key}=... in a recipe, --column on the command line"
         )
     image = picture_column(name, first, wanted.image, [*texts, *filter(None, [wanted.group])])
     wanted = replace(wanted, texts=texts)
-    if readable_at_random(name):
+    if readable_at_random(name, image):
         columns = list(dict.fromkeys([*texts, *filter(None, [wanted.group])]))
         for number, (source, row) in enumerate(sources.rows(name, columns)):
             ref = ImageRef(f"{name}:{number + 1}", name, "parquet", number, column=image)

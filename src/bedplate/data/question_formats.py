@@ -108,7 +108,7 @@ def _rows(name: str) -> bool:
 
 
 def _read_captions(name: str, columns: Columns) -> Asked:
-    return captions(read_pairs(name, columns.image, columns.answer))
+    return captions(read_pairs(name, columns.image, columns.answer, key="data.answer"))
 
 
 def _json(file: Path) -> Any:
@@ -128,7 +128,7 @@ def _read_table(name: str, columns: Columns) -> Asked:
     if guessed is None:
         return _read_captions(name, columns)
     image, question, answer, kind = guessed
-    found, in_place = _Found(), readable_at_random(name)
+    found, in_place = _Found(), readable_at_random(name, image)
     with Spool(name) as spool:
         for number, (source, row) in enumerate(sources.rows(name)):
             for column in (image, question, answer):

@@ -25,7 +25,7 @@ from bedplate.data.loader import IGNORE
 from bedplate.data.picture_order import Batch, InOrder, Shuffled
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.questions import Asked
-from bedplate.data.tokenizer import end_of_text_id
+from bedplate.data.tokenizer import end_of_text_id, literal
 from bedplate.errors import InputError
 
 TOO_LONG = "questions longer than the context"
@@ -44,13 +44,8 @@ def answer_ids(tokenizer: Tokenizer, answer: str) -> Tokens:
 
 def _texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Tokens]:
     """Tokens of texts without special ones; those that a text spells are plain text."""
-    spelt = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = True
-    try:
-        stripped = [text.strip() for text in texts]
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(stripped, add_special_tokens=False)]
-    finally:
-        tokenizer.encode_special_tokens = spelt
+    stripped = [text.strip() for text in texts]
+    return [encoding.ids for encoding in literal(tokenizer).encode_batch_fast(stripped, add_special_tokens=False)]
 
 
 def within(asked: Asked, tokenizer: Tokenizer, context_length: int) -> Asked:

@@ -146,5 +146,6 @@ def _moved(levels: Tensor, which: Tensor, strength: Tensor) -> Tensor:
     theta = torch.stack(
         [angle.cos(), x_of_y * (height / width), right, y_of_x * (width / height), angle.cos(), down], 1
     ).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(levels.shape), align_corners=False)
-    return F.grid_sample(levels - GREY, grid, align_corners=False) + GREY
+    with torch.autocast(levels.device.type, enabled=False):  # half precision would misplace what is moved
+        grid = F.affine_grid(theta, list(levels.shape), align_corners=False)
+        return F.grid_sample(levels - GREY, grid, align_corners=False) + GREY

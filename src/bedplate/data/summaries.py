@@ -20,6 +20,7 @@ from bedplate.data.chat import Example
 from bedplate.data.formats import missing_column
 from bedplate.data.loader import IGNORE
 from bedplate.data.sources import Paths, checked_text, rows, shown
+from bedplate.data.tokenizer import literal
 from bedplate.errors import InputError
 
 CUE = "\n\nTL;DR:"
@@ -131,8 +132,7 @@ class SummaryEncoder:
 
     def __init__(self, tokenizer: Tokenizer, cue: str, end: int) -> None:
         self._cue, self._end = cue, end
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # the original may be at work in another thread
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = literal(tokenizer)
 
     def prompt(self, document: str, room: int) -> list[int]:
         """The document and the cue in at most `room` tokens; of a longer document the end is left out.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,22 @@ def mask_id(tokenizer: Tokenizer) -> int:
         if (index := tokenizer.token_to_id(token)) is not None:
             return int(index)
     raise InputError(f"the tokenizer has no mask token; add one of {', '.join(MASK)} to its vocabulary")
+
+
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy, kept, for which a special token that a text spells out is plain text.
+
+    To set that on the original for a while would not do: it may be at work in another thread.
+    """
+    return _literal(tokenizer, tokenizer.get_vocab_size())
+
+
+@lru_cache(maxsize=8)
+def _literal(tokenizer: Tokenizer, size: int) -> Tokenizer:
+    """`size` tells a tokenizer from what it was before tokens were added."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    return copy
 
 
 def affixes(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

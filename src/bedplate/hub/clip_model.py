@@ -16,7 +16,7 @@ from bedplate.data.images import Source
 from bedplate.data.tokenizer import load_tokenizer, load_tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.clip_directory import load_clip_module, read_clip_processor, save_clip_directory
-from bedplate.hub.clip_texts import PLACE, TEMPLATES, checked_templates, spelling, text_ids, text_rows
+from bedplate.hub.clip_texts import PLACE, TEMPLATES, checked_templates, text_ids, text_rows
 from bedplate.hub.image_model import Images, listed
 from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.options import taken
@@ -45,7 +45,6 @@ class ClipModel(MultimodalModel):
     card: str = ""
     templates: tuple[str, ...] = TEMPLATES
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
-    _plain: tuple[Any, Tokenizer] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def config(self) -> ClipConfig:
@@ -89,7 +88,7 @@ class ClipModel(MultimodalModel):
         """
         words = read_labels(labels)
         vectors = self.text_vectors(list(words.values()), template, "label")
-        check_distinct(words, text_rows(self._spelling(), self.config, list(words.values()), what="label"))
+        check_distinct(words, text_rows(self.need_tokenizer(), self.config, list(words.values()), what="label"))
         return vectors
 
     def text_vectors(
@@ -135,7 +134,7 @@ class ClipModel(MultimodalModel):
 
     def token_count(self, text: str) -> int:
         """How many tokens a text has, its end included; the model reads `config.text.max_position_embeddings`."""
-        return len(text_ids(self._spelling(), self.config, text))
+        return len(text_ids(self.need_tokenizer(), self.config, text))
 
     @torch.inference_mode()
     def embed_pixels(self, pixels: Tensor) -> Tensor:
@@ -189,7 +188,7 @@ class ClipModel(MultimodalModel):
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str], batch_size: int, truncate: bool | None, what: str = "text") -> Tensor:
         """`(N, P)`, not normalised; texts of like length share a batch."""
-        rows = text_rows(self._spelling(), self.config, texts, truncate=truncate, what=what)
+        rows = text_rows(self.need_tokenizer(), self.config, texts, truncate=truncate, what=what)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         vectors = torch.zeros(len(rows), self.config.projection_dim)
         for first in _starts(len(order), batch_size):
@@ -198,12 +197,6 @@ class ClipModel(MultimodalModel):
             ids = torch.tensor([rows[i] + rows[i][-1:] * (longest - len(rows[i])) for i in part])
             vectors[part] = self.module.text_features(ids.to(self.module.device)).float().cpu()
         return vectors
-
-    def _spelling(self) -> Tokenizer:
-        """The tokenizer for which special tokens that a text spells out stay text."""
-        if self._plain is None or self._plain[0] is not self.tokenizer:  # a copy of a large vocabulary takes its time
-            self._plain = self.tokenizer, spelling(self.need_tokenizer())
-        return self._plain[1]
 
     def need_tokenizer(self) -> Tokenizer:
         """Its tokenizer.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, processors
 
-from bedplate.data.tokenizer import affixes, end_of_text_id
+from bedplate.data.tokenizer import affixes, end_of_text_id, literal
 from bedplate.errors import InputError
 from bedplate.models.clip import ClipConfig
 
@@ -20,16 +20,9 @@ def end_id(tokenizer: Tokenizer, config: ClipConfig) -> int:
     return end_of_text_id(tokenizer) if config.ends_at_highest else config.eos_token_id
 
 
-def spelling(tokenizer: Tokenizer) -> Tokenizer:
-    """A copy for which what a text spells out stays text: "<|endoftext|>" in it does not end it."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.encode_special_tokens = True
-    return copy
-
-
 def text_ids(tokenizer: Tokenizer, config: ClipConfig, text: str) -> list[int]:
     """Token ids of a whole text, the special tokens of its tokenizer around it and the end token last."""
-    end, ids = end_id(tokenizer, config), tokenizer.encode(text).ids
+    end, ids = end_id(tokenizer, config), literal(tokenizer).encode(text).ids
     while ids and ids[0] == end:  # as encoders have it; it would end the text before it begins
         ids = ids[1:]
     return [*(ids[: ids.index(end)] if end in ids else ids), end]
@@ -46,7 +39,6 @@ def text_rows(
     """Token ids of each text, see `text_ids`.
 
     Args:
-        tokenizer: see `spelling`.
         truncate: cut a text that is too long at its end; the end token stays. None: who calls has no such option, and
             no error names it.
         what: the texts are called in errors.

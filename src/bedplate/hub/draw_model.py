@@ -37,7 +37,7 @@ from bedplate.models.dalle import Dalle, DalleConfig, Painter
 from bedplate.models.image_tokenizer import ImageTokenizer
 from bedplate.nn.config import TrunkConfig
 from bedplate.nn.presets import PRESETS, default_intermediate_size
-from bedplate.tasks.image_tokens import as_bytes
+from bedplate.tasks.pixels import as_bytes
 
 MODEL_TYPE = "bedplate_draw"
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -20,7 +20,7 @@ from bedplate.hub.multimodal import MultimodalModel
 from bedplate.hub.options import taken
 from bedplate.hub.processor import FILE, ImageProcessor, read_processor
 from bedplate.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from bedplate.tasks.image_tokens import as_bytes
+from bedplate.tasks.pixels import as_bytes
 
 MODEL_TYPE = "bedplate_image_tokens"
 

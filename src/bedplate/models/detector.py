@@ -142,7 +142,7 @@ class Detector(nn.Module):
     def losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """{name: (sum over the batch, weight)}: "loss" and its parts "class" and "box".
 
-        The weight is the sum of the target scores, at least 1: a batch without objects is learnt from, too.
+        The weight is the sum of the target scores, which may be 0: a batch without objects is learnt from, too.
 
         Args:
             pixels: `(B, C, H, W)`, normalised.
@@ -150,7 +150,7 @@ class Detector(nn.Module):
             classes: `(B, M)`, -1 for padding.
         """
         parts, weight = self.image_losses(pixels, boxes, classes)
-        return {name: (part.sum(), weight.sum().clamp(min=1)) for name, part in parts.items()}
+        return {name: (part.sum(), weight.sum()) for name, part in parts.items()}
 
     def image_losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """({name: sums of each image `(B,)`}, the sums of its target scores `(B,)`); arguments as in `losses`."""

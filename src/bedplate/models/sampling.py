@@ -176,7 +176,7 @@ def _columns(
         del cache
         while left:
             n = min(ahead, left)
-            chosen = choose(decoder.step(chosen)) if n == 1 else decoder.greedy(chosen[:, -1:], n)
+            chosen = choose(decoder.step(chosen[:, -1:])) if n == 1 else decoder.greedy(chosen[:, -1:], n)
             yield from chosen.t().tolist()
             left -= n
 

@@ -98,7 +98,7 @@ class SetDetector(nn.Module):
     def losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """{name: (sum over the batch, weight)}: "loss" and its parts "class", "l1" and "giou".
 
-        The weight is the number of objects, at least 1. In training all groups count, as their mean, and the noised
+        The weight is the number of objects, which may be 0. In training all groups count, as their mean, and the noised
         objects, as the mean of theirs; else the first group does.
 
         Args:
@@ -107,7 +107,7 @@ class SetDetector(nn.Module):
             classes: `(B, M)`, -1 for padding.
         """
         parts, weight = self.image_losses(pixels, boxes, classes)
-        return {name: (part.sum(), weight.sum().clamp(min=1)) for name, part in parts.items()}
+        return {name: (part.sum(), weight.sum()) for name, part in parts.items()}
 
     def image_losses(self, pixels: Tensor, boxes: Tensor, classes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """({name: sums of each image `(B,)`}, its number of objects `(B,)`); arguments as in `losses`."""

@@ -55,7 +55,8 @@ class SimCLR(nn.Module):
             views, others: points `(B, P)` of two views of the same pictures, in the same order.
         """
         points, count = torch.cat([views, others]), len(views)
-        similarity = points @ points.T / self.config.temperature
+        with torch.autocast(points.device.type, enabled=False):  # near 1, half precision tells no two cosines apart
+            similarity = points @ points.T / self.config.temperature
         similarity.fill_diagonal_(float("-inf"))  # no view is compared with itself
         target = torch.arange(2 * count, device=points.device).roll(count)
         return F.cross_entropy(similarity, target, reduction="none"), similarity.argmax(1) == target

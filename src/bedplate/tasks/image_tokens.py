@@ -14,7 +14,7 @@ from torch import Tensor
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.image_tokenizer import ImageTokenizer
 from bedplate.tasks import Batch, row_count
-from bedplate.tasks.pixels import normalize
+from bedplate.tasks.pixels import as_bytes, normalize
 
 SCALES = 3  # at which edges are compared, each half of the one before
 LEAST_ERROR = 1e-10  # mean squared error of pixels in 0..1; without it equal pictures would have no PSNR
@@ -137,13 +137,6 @@ def psnr(pixels: Tensor, rebuilt: Tensor) -> Tensor:
     """Peak signal-to-noise ratio `(B,)` in dB of pictures `(B, C, H, W)` of bytes; at most 100."""
     error = ((pixels.float() - rebuilt.float()) / 255).square().mean((1, 2, 3))
     return -10 * error.clamp(min=LEAST_ERROR).log10()
-
-
-def as_bytes(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised pixels `(B, C, H, W)` as uint8: the inverse of `tasks.pixels.normalize`, clipped."""
-    shape = (-1, 1, 1)
-    factor, offset = (torch.tensor(each, device=values.device).view(shape) for each in (std, mean))
-    return ((values.float() * factor + offset) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _exact(value: float, n: int) -> dict[str, float]:

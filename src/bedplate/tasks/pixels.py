@@ -16,6 +16,13 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return (pixels.float() * scale - offset) / factor
 
 
+def as_bytes(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalised pixels `(B, C, H, W)` as uint8: the inverse of `normalize`, clipped."""
+    shape = (-1, 1, 1)
+    factor, offset = (torch.tensor(each, device=values.device).view(shape) for each in (std, mean))
+    return ((values.float() * factor + offset) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 @lru_cache(maxsize=64)
 def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     """`(C, 1, 1)`, kept: to copy it anew for each batch would make a GPU wait."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.mae import MAE
 from bedplate.tasks import Batch
+from bedplate.tasks.pixels import as_bytes, normalize
 
 
 class Reconstruct:
@@ -35,11 +36,11 @@ class Reconstruct:
         collect: Callable[[list[Tensor]], list[Tensor]] = list,
     ) -> None:
         self.module, self.augment, self.collect = module, augment, collect
-        self.mean, self.std = (torch.tensor(values, dtype=torch.float32)[:, None, None] for values in (mean, std))
+        self.mean, self.std = mean, std
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        pixels = batch["pixels"]
-        return {"loss": self.module.loss(self._normalised(self.augment(pixels) if self.augment else pixels))}
+        pixels = self.augment(batch["pixels"]) if self.augment else batch["pixels"]
+        return {"loss": self.module.loss(normalize(pixels, self.mean, self.std))}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
@@ -53,7 +54,7 @@ class Reconstruct:
         module.eval()
         rows = []
         for batch in batches:
-            pixels = self._normalised(batch["pixels"].to(device))
+            pixels = normalize(batch["pixels"].to(device), self.mean, self.std)
             noise = torch.stack([self._noise(1, seed)[0] for seed in batch["index"].tolist()]).to(device)
             losses = module.losses(pixels, module.masks(pixels, noise))
             rows.append(torch.stack([batch["index"].cpu().double(), losses.cpu().double()], 1))
@@ -76,19 +77,10 @@ class Reconstruct:
         was_training = module.training
         module.eval()
         noise = self._noise(len(pixels), seed).to(device)
-        images = module.reconstruct(self._normalised(pixels.to(device)), noise)
+        images = module.reconstruct(normalize(pixels.to(device), self.mean, self.std), noise)
         module.train(was_training)
-        return {name: self._seen(image) for name, image in images.items()}
+        return {name: as_bytes(image.cpu(), self.mean, self.std) for name, image in images.items()}
 
     def _noise(self, images: int, seed: int) -> Tensor:
         rows, columns = self.module.config.encoder.grid
         return torch.rand(images, rows * columns, generator=torch.Generator().manual_seed(seed))
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels as the model reads them, of bytes or of floats in 0..1."""
-        values = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
-        return (values - self.mean.to(values.device)) / self.std.to(values.device)
-
-    def _seen(self, values: Tensor) -> Tensor:
-        """The inverse, as bytes on the CPU."""
-        return ((values.cpu() * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)

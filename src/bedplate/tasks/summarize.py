@@ -67,7 +67,7 @@ class Summarizer:
             again = [i for i in again if len(shorter[i]) < len(windows[i])]
             for i, text in zip(again, self._joined([shorter[i] for i in again], options), strict=True):
                 texts[i], windows[i] = text, shorter[i]
-            again = [i for i in again if len(windows[i]) > 1]
+            again = [i for i in again if len(windows[i]) > 1 and texts[i]]
         return texts
 
     def windowed(self, documents: Sequence[str]) -> int:

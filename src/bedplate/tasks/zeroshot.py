@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bedplate.data.tokenizer import literal
 from bedplate.errors import InputError
 from bedplate.models.gpt import GPT
 from bedplate.models.scoring import Choice, log_likelihoods
@@ -308,12 +309,7 @@ class Prompt:
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """(token ids, the character after each token) of each text; special tokens that a text spells out stay text."""
-        spelt = self.tokenizer.encode_special_tokens
-        self.tokenizer.encode_special_tokens = True
-        try:
-            encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        finally:
-            self.tokenizer.encode_special_tokens = spelt
+        encoded = literal(self.tokenizer).encode_batch(list(texts), add_special_tokens=False)
         return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in encoded]
 
 

@@ -46,6 +46,11 @@ class Data:
     val: Callable[[], Iterable[Batch]] | None
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What the random numbers of a step follow from. Ranks draw others, on a CPU, too: its generator reads 32 bits."""
+    return (seed * 1_000_003 + step + rank * 0x9E3779B1) % 2**64
+
+
 @dataclass
 class Trainer:
     """One run, from its first step or its newest checkpoint to its end."""
@@ -171,7 +176,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         recipe = self.recipe
         # Dropout follows from the step and the rank alone; ranks that share their products share it too.
-        torch.manual_seed(recipe.seed * 1_000_003 + self.step + (self.ranks.data_rank << 48))
+        torch.manual_seed(step_seed(recipe.seed, self.step, self.ranks.data_rank))
         set_learning_rate(self.optimizers, learning_rate_factor(recipe.schedule, self.step, self.steps))
         batch = {key: value.to(self.hardware.device, non_blocking=True) for key, value in batch.items()}
         shown = count_shown = weight = torch.zeros((), device=self.hardware.device)
@@ -188,7 +193,7 @@ class Trainer:
         parameters = list(self.parameters.values())
         self._norm = finish_gradients(
             parameters,
-            weight / self.ranks.data_size,  # ranks have averaged their gradients
+            weight.clamp(min=1) / self.ranks.data_size,  # ranks have averaged their gradients
             recipe.optimizer.clip_norm,
             self.shared.gradient_norm(parameters),
         )
