@@ -167,6 +167,7 @@ def test_captions_leave_out_broken_pictures_of_a_folder_and_say_so(
 def test_evaluate_is_the_training_s_own_measure(
     trained: tuple[dict[str, Any], Path],
     data: Path,
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,6 +181,11 @@ def test_evaluate_is_the_training_s_own_measure(
     assert result["metrics"]["accuracy"]["value"] == pytest.approx(right)
     shown = run(capsys, monkeypatch, "evaluate", trained[1], "--data", data)
     assert "captions bleu_4" in shown and "the most frequent answer to the same question" in shown
+    copied = tmp_path / "questions"
+    shutil.copytree(data, copied)
+    (copied / rows[0]["image"]).write_bytes(b"no picture")
+    shown = run(capsys, monkeypatch, "evaluate", trained[1], "--data", copied / "questions.jsonl")
+    assert "questions about 59 pictures" in shown and "cannot be decoded: 1 of the pictures, the first: " in shown
 
 
 def test_a_run_goes_on_from_a_reader_and_from_its_parts(

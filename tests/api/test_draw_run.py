@@ -183,6 +183,9 @@ def test_files_have_names_of_their_own() -> None:
 def test_the_image_tokenizer_is_measured_on_pictures(tokens: Path, pairs: Path) -> None:
     measured = bedplate.evaluate(tokens, pairs)
     assert measured["n"] == 16 and measured["metrics"]["psnr"]["value"] > 12
+    assert measured["data"] == {"dropped": {"files of other kinds": 16}, "broken": []}
+    with pytest.raises(InputError, match="batch_size=0: give 1 or more"):
+        bedplate.load(tokens).encode([], batch_size=0)
     with pytest.raises(InputError, match="label is no option"):
         bedplate.evaluate(tokens, pairs, label="x")
 

@@ -347,7 +347,7 @@ def test_a_pytorchjob_has_the_fields_of_its_definition(recipe: str) -> None:
     volumes = {volume.name for volume in worker.template.spec.volumes}
     assert volumes == {mount.name for mount in container.volumeMounts}
     assert config["kind"] == "ConfigMap" and config["metadata"] == {"name": job.metadata.name}
-    assert yaml.safe_load(config["data"][recipe]) == yaml.safe_load(Path(recipe).read_text())
+    assert yaml.safe_load(config["data"]["recipe.yaml"]) == yaml.safe_load(Path(recipe).read_text())
 
 
 def test_pods_read_the_recipe_and_write_where_the_volume_is(recipe: str) -> None:
@@ -358,7 +358,7 @@ def test_pods_read_the_recipe_and_write_where_the_volume_is(recipe: str) -> None
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert container["workingDir"] == mounts["shared"], "a relative `out` is in the volume"
     command = [word.replace("$$", "$") for word in container["command"]]  # as Kubernetes reads it
-    assert command[-5:] == ["bedplate", "pretrain", f"{mounts['recipe']}/{recipe}", "--resume", AWKWARD]
+    assert command[-5:] == ["bedplate", "pretrain", f"{mounts['recipe']}/recipe.yaml", "--resume", AWKWARD]
     assert "--rdzv-endpoint=tiny-0-1-run-worker-0:23456" in command and "--nnodes=2" in command
     assert "$(" not in " ".join(container["command"]).replace("$$", "")
     assert {each["name"]: each["value"] for each in container["env"]}["BEDPLATE_CACHE"].startswith(mounts["shared"])

@@ -1,8 +1,15 @@
 """What a card says of the recipe: no sizes that a base had others of."""
 
+from pathlib import Path
+
+from bedplate.api.folders import word
 from bedplate.api.record import as_used
 from bedplate.recipe.multimodal import RECIPES
 from bedplate.recipe.schema import Recipe
+
+
+def test_commands_name_folders_with_spaces_as_one_word() -> None:
+    assert word(Path("runs/my run")) == "'runs/my run'" and word(Path("runs/x")) == "runs/x"
 
 
 def test_sizes_of_a_base_are_left_out() -> None:

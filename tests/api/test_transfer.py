@@ -187,6 +187,13 @@ def test_a_disk_that_is_full_or_forbidden_is_one_sentence(
         bedplate.transfer(labelled, tiny_model, labels=[10], seeds=1, out=tmp_path / "out", settings=SETTINGS)
 
 
+def test_settings_and_labels_of_another_form_are_told(tmp_path: Path, tiny_model: Path, labelled: Path) -> None:
+    with pytest.raises(InputError, match=r"settings: train holds 5, not a section; give train\.KEY=VALUE"):
+        bedplate.transfer(labelled, tiny_model, labels=[10], seeds=1, out=tmp_path / "out", settings={"train": 5})
+    with pytest.raises(InputError, match=r"labels='10,all': give a list of numbers"):
+        bedplate.transfer(labelled, tiny_model, labels="10,all", seeds=1, out=tmp_path / "out")  # type: ignore[arg-type]
+
+
 def test_texts_without_words_leave_tfidf_the_most_frequent_label(tmp_path: Path, tiny_model: Path) -> None:
     pytest.importorskip("sklearn")
     rows = [f"{'+' * (i % 7 + 1)} {i},{'yes' if i % 3 else 'no'}\n" for i in range(10)]

@@ -1,5 +1,6 @@
 """Bad input through the command line: exit code 2, one sentence that names the place, no traceback, nothing left."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,34 @@ def test_wrong_data(
 
 def test_a_missing_recipe(run_cli: Any, tmp_path: Path) -> None:
     assert_refused(run_cli("pretrain", tmp_path / "no.yaml"), "no.yaml", "no such recipe")
+
+
+def test_a_text_too_long_for_a_name_is_no_file(run_cli: Any) -> None:
+    """As where the model is forgotten, or the recipe."""
+    text = "once upon a time " * 30
+    for verb in (("predict", text), ("info", text), ("pretrain", text), ("search", text, "a cat")):
+        assert_refused(run_cli(*verb), text.strip()[:20])
+
+
+def test_folders_that_may_not_be_written_to(
+    run_cli: Any, recipe_file: Path, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: access(path, mode) and not (mode & os.W_OK))  # for root, too
+    out = tmp_path / "out"
+    out.mkdir()
+    assert_refused(run_cli("pretrain", recipe_file, f"out={out}"), out, "cannot be written to")
+    assert_refused(run_cli("tokenizer", corpus, "--out", tmp_path / "tokenizer"), "tokenizer", "cannot be written to")
+    assert list(out.iterdir()) == []
+
+
+def test_a_home_is_expanded_where_no_shell_does(
+    run_cli: Any, tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("tokenizer", corpus, "--vocab-size", 300, "--out=~/tokenizer").code == 0
+    assert (tmp_path / "tokenizer" / "tokenizer.json").is_file() and not (tmp_path / "~").exists()
 
 
 def test_malformed_yaml(run_cli: Any, tmp_path: Path) -> None:

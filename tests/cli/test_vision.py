@@ -244,7 +244,8 @@ def test_broken_pictures_of_a_folder_are_left_out_and_said(
             result = run_cli("predict", model, *ways)
             assert result.code == 0 and result.err.count("Left out: ") == 1, result.err
             assert f"Left out: {cut}: truncated" in result.err and "1 of 6 pictures cannot be decoded" in result.err
-            rows = one_value(run_cli("predict", model, *ways, "--json"))
+            overwrite = ["--overwrite"] if "--draw" in ways else []
+            rows = one_value(run_cli("predict", model, *ways, *overwrite, "--json"))
             assert [row is None for row in rows] == [False, False, True, False, False, False]
         assert len(list((tmp_path / f"drawn-{model.name}").iterdir())) == 5
         assert_refused(run_cli("predict", model, *names, cut), cut, "truncated")
@@ -252,6 +253,10 @@ def test_broken_pictures_of_a_folder_are_left_out_and_said(
         assert_refused(run_cli("predict", model, "--file", cut), cut, "truncated")
     lines = run_cli("predict", classifier, folder).out.splitlines()
     assert [line.split("  ")[1] for line in lines] == names
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(names[0], alone)
+    assert str(alone / "0.png") in run_cli("predict", classifier, alone).out
     result = run_cli("predict", encoder, folder, "--draw", tmp_path / "looks", "--attention")
     assert result.code == 0 and len(list((tmp_path / "looks").iterdir())) == 5 == result.out.count("looks")
     for name in names:
@@ -286,6 +291,13 @@ def test_wrong_ways_to_draw(
     refused(encoder, photo, "--draw", tmp_path / "out.png", parts=["predicts nothing", "attention"])
     refused(classifier, photo, "--attention", parts=["attention", "give draw as well"])
     refused(detector, photo, "--draw", tmp_path / "out.png", "--attention", parts=["attention", "boxes"])
+    theirs = shutil.copy(pictures / "test" / "blue" / "1.png", tmp_path / "0.png")  # another picture of that name
+    refused(detector, photo, "--draw", theirs, parts=[theirs, "exists", "--overwrite"])
+    refused(detector, photo, "--draw", tmp_path, parts=[theirs, "exists"])
+    assert theirs.read_bytes() == (pictures / "test" / "blue" / "1.png").read_bytes()
+    assert run_cli("predict", detector, photo, "--draw", theirs, "--overwrite").code == 0
+    assert theirs.read_bytes() != (pictures / "test" / "blue" / "1.png").read_bytes()
+    theirs.unlink()
     (tmp_path / "file").write_text("in the way")
     for target in (tmp_path / "file" / "out.png", tmp_path / "file", Path("/proc/out.png")):
         refused(classifier, photo, "--draw", target, parts=[target, "cannot be written"])
@@ -330,6 +342,8 @@ def test_a_models_kind_is_said_where_the_other_is_needed(
     monkeypatch.chdir(photo.parent)
     rows = one_value(run_cli("predict", tiny_model, photo.name, "--max-new-tokens", 2, "--json"))
     assert rows[0].keys() == {"text"}, "to a model of text a path is a text"
+    assert_refused(run_cli("predict", tiny_model, labelled), labelled, "is a file; give it as file (--file")
+    assert_refused(run_cli("predict", tiny_model, "a text", "--column", "x"), "column='x' is of a file")
 
 
 def test_wrong_data_to_measure_on(run_cli: Any, classifier: Path, pictures: Path, tmp_path: Path) -> None:
@@ -337,6 +351,7 @@ def test_wrong_data_to_measure_on(run_cli: Any, classifier: Path, pictures: Path
         assert_refused(run_cli("evaluate", classifier, "--data", path), *parts)
 
     refused(tmp_path / "missing", "missing", "no such")
+    refused(pictures, "a part for training beside others (12 files)", pictures / "test")  # and would score the former
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", tmp_path / "empty")
     for name in ("red", "teal"):

@@ -193,6 +193,13 @@ def test_own_stickers_of_no_colour_are_asked_for_by_name() -> None:
     assert kinds["left"] and kinds["how_many"] and kinds["yes_no"]
 
 
+def test_things_of_one_colour_are_told_apart_by_their_names() -> None:
+    red = [each for each in shapes() if colour_of(each.image) == "red"][:3]
+    assert len({each.name for each in red}) == 3
+    for scene in ask_scenes(red, 40, seed=0):
+        assert 1 <= len(scene["things"]) <= 7 and scene["caption"] != "nothing"
+
+
 def test_drawn_shapes_have_the_colour_that_they_were_drawn_in() -> None:
     assert [colour_of(each.image) for each in STICKERS] == list(PLAIN) * len(SHAPES)
     assert [each.name for each in STICKERS] == [name for name in SHAPES for _ in PLAIN]

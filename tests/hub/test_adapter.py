@@ -137,6 +137,10 @@ def test_an_adapter_directory_brings_its_base(
     save(tmp_path / "made", trained(Path("base")), "base")
     assert json.loads((tmp_path / "made" / CONFIG).read_text())["base_model_name_or_path"] == "base"
     assert torch.equal(logits(bedplate.load("made")), expected)  # relative to the current folder
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(logits(bedplate.load("../made")), expected)  # where it was when the adapter was made
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "base").rename(tmp_path / "made" / "base")
     assert torch.equal(logits(bedplate.load("made")), expected)  # or to the adapter's
     (tmp_path / "made" / "base").rename(tmp_path / "moved")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bedplate
 import bedplate.hub.directory as directory_module
 from bedplate.errors import InputError
 from bedplate.hub.config import config_from_hf, config_to_hf
@@ -57,6 +58,12 @@ def message(directory: Path) -> str:
         load_module(directory)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def test_a_device_that_is_not_there(saved: Path) -> None:
+    for device in ("gpu", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(InputError, match=f"device={device}: not available to PyTorch here"):
+            bedplate.load(saved, device=device)
 
 
 def test_missing_directory(tmp_path: Path) -> None:

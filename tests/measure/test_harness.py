@@ -240,3 +240,11 @@ def test_what_cannot_be_run_is_named(ours: Model, tasks: Path, tmp_path: Path) -
         evaluate(ours, harness=tmp_path / "none", tasks=["choices"])
     with pytest.raises(InputError, match="scoring is for a suite"):
         evaluate(ours, harness=tasks, tasks=["choices"], scoring="masked")
+    with pytest.raises(InputError, match="limit=0 must be 1 or more rows"):
+        evaluate(ours, harness=tasks, tasks=["choices"], limit=0)
+
+
+def test_a_mean_of_what_has_no_interval_has_none(ours: Model, tasks: Path) -> None:
+    one = evaluate(ours, harness=tasks, tasks=["choices"], limit=1)  # a single row has no standard error
+    assert one["tasks"]["choices"]["metrics"]["acc"]["low"] is None
+    assert one["metrics"]["accuracy"]["low"] is one["metrics"]["accuracy"]["high"] is None

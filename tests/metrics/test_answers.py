@@ -12,6 +12,7 @@ from bedplate.metrics.proportion import share
         ("-5", "-5"), ("−5", "-5"), ("+5.", "+5"), (".5", ".5"), ("-.5 m", "-.5 m"), ("...5", "5"), ("3-5", "3-5"),
         ("C++", "c++"), ("c#.", "c#"), ("किताब", "किताब"), ("cafe\u0301", "café"), ("A.", "a"), ("the a", "the a"),
         ("+", "+"), ("❤️", "❤️"), (" ?  ! ", "? !"), ("red_cat", "red cat"), (" ", ""),
+        ("1,000", "1000"), ("1, 2", "1 2"), ("red,blue", "red blue"),
     ],
 )  # fmt: skip
 def test_answers_are_compared_in_one_form(answer: str, normal: str) -> None:

@@ -57,7 +57,7 @@ def test_an_unknown_key_names_the_nearest(override: str, message: str) -> None:
         ("train.compile=maybe", "train.compile"),
         ("train.precision=fp8", "train.precision"),
         ("train=5", "train"),
-        ("data.path=5", "data.path"),
+        ("data.path=true", "data.path"),
         ("optimizer.beta1=1", "optimizer.beta1"),
         ("optimizer.learning_rate=.inf", "optimizer.learning_rate"),
         ("optimizer.weight_decay=.nan", "optimizer.weight_decay"),
@@ -67,6 +67,30 @@ def test_an_unknown_key_names_the_nearest(override: str, message: str) -> None:
 )
 def test_a_wrong_value_is_told_with_its_key_and_what_was_got(override: str, key: str) -> None:
     assert re.match(rf"recipe: {key}: .+, got .+", fault(override))
+
+
+@pytest.mark.parametrize(
+    "name", ["books #2/", "2024-01-01", "2024-13-45", "notes: mine.txt", "a, b", "- x", "~/x", "*.txt", "2024", "&a b"]
+)
+def test_an_override_names_a_file_as_it_is_called(name: str) -> None:
+    assert read_recipe(LEAST, [f"data.path={name}"]).data.path == [name]
+
+
+def test_an_override_may_be_a_value_of_yaml() -> None:
+    def read(*overrides: str) -> Recipe:
+        return read_recipe(LEAST, overrides)
+
+    assert read('data.path=[a.txt, "b #2.txt"]').data.path == ["a.txt", "b #2.txt"]
+    assert read("data.path='a: b'").data.path == ["a: b"]
+    assert read("data={path: x}").data.path == ["x"]
+    assert read("optimizer.learning_rate=1e-3").optimizer.learning_rate == 0.001
+    assert read("train.ema=null").train.ema is None and read("train.compile=true").train.compile
+    assert read_recipe({**LEAST, "model": None}, ["model.hidden_size=96"]).model.hidden_size == 96
+
+
+def test_a_recipe_that_makes_a_network_is_not_for_finetuning() -> None:
+    with pytest.raises(InputError, match=r"it makes a network \(model.preset\), so it is for `bedplate pretrain`"):
+        read_finetune_recipe({**LEAST, "model": {"preset": "qwen3"}})
 
 
 @pytest.mark.parametrize("key", ["out", "data", "train.steps", "data.path"])

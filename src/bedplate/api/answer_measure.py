@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from bedplate.api.vision_predict import left_out
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.question_loader import QuestionEvalLoader, within
 from bedplate.data.questions import read_questions
@@ -48,4 +49,4 @@ def measure_reader(
         )
         rows = task.answers(batches)
     found = score(rows, asked)
-    return {"n": len(rows), "pictures": len(asked), **found, "dropped": dict(asked.dropped), "broken": store.broken}
+    return {"n": len(rows), "pictures": len(store.usable), **found, **left_out(asked.dropped, store)}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.folders import word
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.api.vision_report import SEEN
 from bedplate.data.image_refs import ImageRef
@@ -21,9 +22,9 @@ def write_answer_report(
 ) -> None:
     """Write `out/report.html`; `scored` is what the run found on `images`."""
     commands = [
-        f"bedplate caption photo.png --model {out}/model",
-        f'bedplate ask photo.png "what is it?" --model {out}/model',
-        f"bedplate evaluate {out}/model --data YOUR_QUESTIONS",
+        f"bedplate caption photo.png --model {word(out)}/model",
+        f'bedplate ask photo.png "what is it?" --model {word(out)}/model',
+        f"bedplate evaluate {word(out)}/model --data YOUR_QUESTIONS",
     ]
     page = page_record(out, dict(record), dict(timings), training_summary(out, dict(record)), commands)
     page |= {"validation": record["metrics"], "data": record["data"][0]}

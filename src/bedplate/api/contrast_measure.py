@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.api.folders import cache_folder
-from bedplate.api.vision_predict import left_out
+from bedplate.api.vision_predict import check_parts, left_out
 from bedplate.data.image_files import LabelledImages, read_images
 from bedplate.data.image_refs import Pictures
 from bedplate.data.pairs import Pairs, read_pairs
@@ -67,20 +67,30 @@ def measure_clip(
     if column is not None and (label is not None or labels is not None):
         raise InputError("column names texts, label and labels are of labelled pictures: give one of the two")
     if column is not None:
-        return _retrieval(model, read_pairs(list(data), text=column), template)
+        return _retrieval(model, _pairs(data, column), template)
     if label is not None or labels is not None:
-        return _zero_shot(model, read_images(list(data), label=label, to_learn=label is None), labels, template)
+        images = read_images(list(data), label=label, to_learn=label is None)
+        check_parts(images.dropped, data)
+        return _zero_shot(model, images, labels, template)
     try:
         images = read_images(list(data))
     except InputError as no_labels:
         try:
-            pairs = read_pairs(list(data))
+            pairs = read_pairs(list(data), key="--column")
         except InputError:
             raise no_labels from None
+        check_parts(pairs.dropped, data)
         return _retrieval(model, pairs, template)
+    check_parts(images.dropped, data)
     if images.labels is None:
-        return _retrieval(model, read_pairs(list(data)), template)
+        return _retrieval(model, _pairs(data), template)
     return _zero_shot(model, images, labels, template)
+
+
+def _pairs(data: Sequence[str], column: str | None = None) -> Pairs:
+    pairs = read_pairs(list(data), text=column, key="--column")
+    check_parts(pairs.dropped, data)
+    return pairs
 
 
 def _zero_shot(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.api.folders import word
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.data.image_refs import ImageRef
 from bedplate.report.contrast import contrast_report
@@ -22,8 +23,8 @@ def write_contrast_report(
 ) -> None:
     """Write `out/report.html`; `scored` is what the run found on `images`."""
     commands = [
-        f'bedplate predict {out}/model photo.jpg --labels "cat,dog,pizza"',
-        f"bedplate evaluate {out}/model --data YOUR_PICTURES",
+        f'bedplate predict {word(out)}/model photo.jpg --labels "cat,dog,pizza"',
+        f"bedplate evaluate {word(out)}/model --data YOUR_PICTURES",
     ]
     page = page_record(out, dict(record), dict(timings), training_summary(out, dict(record)), commands)
     page["data"] = record["data"][0]

@@ -80,7 +80,7 @@ def draw(
         raise InputError(f"ranker={ranker}: it chooses between drawings; give best_of, how many, above 1")
     files: Sequence[Path | None] = [None] * (len(texts) * n)
     if out is not None:  # what cannot be written is refused before the work
-        files = targets(Path(out), texts, n, overwrite=overwrite)
+        files = targets(Path(out).expanduser(), texts, n, overwrite=overwrite)
     loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
     if not isinstance(loaded, DrawModel):
         raise InputError(f"{model}: does not draw; give a model of task: draw (recipes/draw.yaml)")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bedplate.api.folders import word
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.data.apart import keep_apart
@@ -231,7 +232,7 @@ class DrawRun(PictureRun[DrawRecipe]):
 
     def write_report(self, record: dict[str, Any]) -> None:
         out = self.out
-        commands = [f'bedplate draw "YOUR WORDS" --model {out}/model --out drawn.png --n 4']
+        commands = [f'bedplate draw "YOUR WORDS" --model {word(out)}/model --out drawn.png --n 4']
         page = page_record(out, record, self.timings, training_summary(out, record), commands)
         write_page(out, draw_report(page | {"drawings": self.shown, "each": EACH}))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.api.draw import clip_of
+from bedplate.api.vision_predict import check_parts, left_out
 from bedplate.data.image_files import read_images
 from bedplate.data.image_loader import ImageEvalLoader
 from bedplate.data.pairs import read_pairs
@@ -58,7 +59,11 @@ def evaluate_drawings(
             raise InputError(
                 f"ranker={ranker}: what chose the drawings does not judge them; give another CLIP as judge"
             )
-    return measure_drawings(model, read_pairs(list(data), text=column), judging, **options)
+    pairs = read_pairs(list(data), text=column, key="--column")
+    with tempfile.TemporaryDirectory() as scratch:  # what cannot be decoded is found before the drawing
+        store = PixelStore(pairs, model.processor.size, model.processor.fit, scratch, workers=1)
+    found = measure_drawings(model, pairs.select(store.usable), judging, **options)
+    return found | {"data": left_out(pairs.dropped, store)}
 
 
 def _same(one: ClipModel | str | Path, other: ClipModel | str | Path) -> bool:
@@ -79,8 +84,9 @@ def evaluate_image_tokens(
         name = next(iter(options), "label")
         raise InputError(f"{name} is no option of an image tokenizer: pictures come back from their codes, or do not")
     images = read_images(list(data), column, label="")
+    check_parts(images.dropped, data)
     with tempfile.TemporaryDirectory() as scratch:
         store = PixelStore(images, model.processor.size, model.processor.fit, scratch, workers=1)
         task = ImageTokens(model.module, model.processor.mean, model.processor.std)
         metrics = task.evaluate(ImageEvalLoader(images, 64, store))
-    return {"n": len(store.usable), "metrics": metrics}
+    return {"n": len(store.usable), "metrics": metrics, "data": left_out(images.dropped, store)}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
+from bedplate.api.folders import word
 from bedplate.api.record import write_report
 from bedplate.data.chat import Chat, Example, encode_chats, read_chats
 from bedplate.data.loader import prefetch
@@ -71,8 +72,8 @@ class ChatRun(FinetuneRun):
 
     def write_report(self, record: dict[str, Any]) -> None:
         commands = [
-            f"bedplate generate {self.out}/model --chat",
-            f"bedplate info {self.out}/model",
+            f"bedplate generate {word(self.out)}/model --chat",
+            f"bedplate info {word(self.out)}/model",
         ]
         write_report(self.out, record, self.timings, commands=commands)
 

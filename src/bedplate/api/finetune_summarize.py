@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.api.finetune_chat import ChatRun, hold_out
+from bedplate.api.folders import word
 from bedplate.api.record import write_report
 from bedplate.data.chat import Example
 from bedplate.data.duplicates import near_duplicates
@@ -80,8 +81,8 @@ class SummarizeRun(ChatRun):
 
     def write_report(self, record: dict[str, Any]) -> None:
         commands = [
-            f"bedplate predict {self.out}/model --file YOUR_ARTICLE.txt",
-            f"bedplate evaluate {self.out}/model --data YOUR_SUMMARIES.jsonl",
+            f"bedplate predict {word(self.out)}/model --file YOUR_ARTICLE.txt",
+            f"bedplate evaluate {word(self.out)}/model --data YOUR_SUMMARIES.jsonl",
         ]
         write_report(self.out, record, self.timings, sections=summary_sections(self.scored), commands=commands)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,11 @@ def cache_folder(path: Path | None = None, *, local: bool = True) -> Path:
     return (path or Path(of_environment or default)).expanduser()
 
 
+def word(path: Path) -> str:
+    """A path as one word of a shell's command."""
+    return shlex.quote(str(path))
+
+
 def refuse_existing(folder: Path, remedy: str) -> None:
     """Raise InputError if an output folder is there and holds anything, so that nothing is ever overwritten."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
@@ -41,12 +47,23 @@ def refuse_existing(folder: Path, remedy: str) -> None:
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raise InputError if fewer than `needed` bytes are free where `folder` is, or will be."""
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
+    free = shutil.disk_usage(_there(folder)).free
     if free < needed:
         raise InputError(
             f"{folder}: {needed / 1e6:,.0f} MB are needed for checkpoints and {free / 1e6:,.0f} MB are free; "
             "free some space or give an `out` on another disk"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError if a folder cannot be written to, or made, as far as permissions tell."""
+    if not os.access(_there(folder), os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written to; check permissions, or give another place")
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def make_folder(folder: Path) -> None:
@@ -55,6 +72,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another `out`") from error
+    check_writable(folder)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from bedplate.api.folders import word
 from bedplate.api.picture_run import PictureRun
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.api.vision_classify import said
@@ -131,7 +132,7 @@ class ImageTokensRun(PictureRun[ImageTokensRecipe]):
 
     def write_report(self, record: dict[str, Any]) -> None:
         out = self.out
-        commands = [f"bedplate pretrain recipes/draw.yaml tokenizer_base={out}/model data.path=YOUR_PAIRS"]
+        commands = [f"bedplate pretrain recipes/draw.yaml tokenizer_base={word(out)}/model data.path=YOUR_PAIRS"]
         page = page_record(out, record, self.timings, training_summary(out, record), commands)
         page |= {"validation": record["metrics"], "pictures": self.shown}
         write_page(out, image_tokens_report(page))

@@ -183,12 +183,12 @@ KUBERNETES = """\
 
 def kubernetes(job: Job) -> str:
     """A ConfigMap with the recipe and a PyTorchJob (kubeflow.org/v1), whose operator restarts lost pods."""
-    recipe = Path("/etc/bedplate") / job.recipe.name
+    recipe = Path("/etc/bedplate/recipe.yaml")  # a key of a ConfigMap holds no space and no umlaut
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": job.name},
-        "data": {job.recipe.name: job.text},
+        "data": {recipe.name: job.text},
     }
     # A torchrun that is early waits for the first pod (read_timeout), and all wait for a replaced one (join_timeout).
     endpoint = f"{job.name}-worker-0:{PORT}"

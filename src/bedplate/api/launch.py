@@ -98,7 +98,8 @@ def launch(
     )
     text = WRITERS[scheduler](job)
     if output is not None:
-        _write(Path(output), text)
+        output = Path(output).expanduser()
+        _write(output, text)
     return {
         "scheduler": scheduler,
         "name": job.name,

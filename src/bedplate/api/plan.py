@@ -117,8 +117,8 @@ def plan(
         measure: train on this machine for a few seconds, where it is planned for, to know its speed.
 
     Returns:
-        {"recipe", "hardware", "parameters", "tokens_per_step", "tokens", "tokens_per_parameter", "flops", "layout",
-        "memory": bytes on one device by part, "fit", "time", "cost", "notes"}; see docs/scaling.md.
+        {"recipe", "hardware", "family", "parameters", "tokens_per_step", "tokens", "tokens_per_parameter", "flops",
+        "layout", "memory": bytes on one device by part, "fit", "time", "cost", "notes"}; see docs/scaling.md.
 
     Raises:
         InputError: the recipe is wrong, or the GPUs cannot share it.
@@ -145,6 +145,7 @@ def plan(
     return {
         "recipe": resolved.model_dump(mode="json"),
         "hardware": target.name if count == 1 else f"{count} x {target.name}",
+        "family": config.family,
         "parameters": parameters,
         "tokens_per_step": tokens_per_step,
         "tokens": tokens_per_step * train.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def predict(
     seed: int | None = None,
     draw: str | Path | None = None,
     attention: bool = False,
+    overwrite: bool = False,
     progress: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> list[Any]:
@@ -52,6 +54,7 @@ def predict(
         seed: of these examples (default: 0), or of what a model writes or draws by chance.
         draw: of a model of images, where its picture is written with what was found, see `predict_images`.
         attention: beside that, where the model looks.
+        overwrite: replace files that are there.
         progress: called with lines about pictures that are left out, and about the drawing.
         options: those of `Model.predict`; with labels, those of `hub.zeroshot.ZeroShot`.
 
@@ -85,7 +88,7 @@ def predict(
         given = {"labels": labels, "examples": examples, "shots": shots, "seed": seed}
         if name := next((name for name, value in given.items() if value is not None), None):
             raise InputError(f"{name} is for models of text; this is a model of images with labels of its own")
-        options |= {"draw": draw, "attention": attention, "progress": progress}
+        options |= {"draw": draw, "attention": attention, "overwrite": overwrite, "progress": progress}
         return predict_images(loaded, listed(inputs), file=file, column=column, **options)
     of_images = {"draw": draw, "attention": attention or None, "threshold": options.get("threshold")}
     if name := next((name for name, value in of_images.items() if value is not None), None):
@@ -93,6 +96,10 @@ def predict(
     texts = [inputs] if isinstance(inputs, str) else list(inputs)
     if texts and file is not None:
         raise InputError("give either texts or a file, not both")
+    if column is not None and file is None:
+        raise InputError(f"column={column!r} is of a file; give the file as well")
+    if hit := next((text for text in texts if isinstance(text, str) and kind_of(text) and os.path.isfile(text)), None):
+        raise InputError(f"{hit}: is a file; give it as file (--file {hit}), or its text")
     named = (
         [(f"text {number}", text) for number, text in enumerate(strings(texts, "text"), 1)]
         if file is None

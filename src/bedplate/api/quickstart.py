@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bedplate.api.folders import cache_folder, refuse_existing
+from bedplate.api.folders import cache_folder, refuse_existing, word
 from bedplate.api.pretrain import Pretraining
 from bedplate.api.quickstart_pictures import MODELS, picture_sections
 from bedplate.api.record import write_report
 from bedplate.api.transfer import transfer
+from bedplate.data.image_refs import telling_unwritable
 from bedplate.errors import InputError, Interrupted
 from bedplate.hub.locate import locate
 from bedplate.recipe import read_recipe
@@ -65,9 +66,10 @@ def quickstart(
     out = recipe.out
     refuse_existing(out, "remove it, or give another --out")
     package = _package_reviews()
-    write_reviews(package, text)
-    write_sentences(package, sentences)
-    run = Pretraining(recipe, resume=False, command=f"bedplate pretrain {out}/recipe.yaml")
+    with telling_unwritable(text.parent):
+        write_reviews(package, text)
+        write_sentences(package, sentences)
+    run = Pretraining(recipe, resume=False, command=f"bedplate pretrain {word(out)}/recipe.yaml")
     result = run.run()
     started = time.perf_counter()
     try:
@@ -79,8 +81,8 @@ def quickstart(
     shown, pictures = picture_sections(out / "pictures")
     run.timings["pictures"] = pictures["seconds"]
     commands = [
-        f'bedplate predict {out}/sentiment "A film of rare beauty, and very funny."',
-        f'bedplate generate {out}/model "This film is"',
+        f'bedplate predict {word(out)}/sentiment "A film of rare beauty, and very funny."',
+        f'bedplate generate {word(out)}/model "This film is"',
         f"bedplate transfer --base {BASE} --data YOUR_LABELLED_TEXTS.csv",
         f"bedplate finetune recipes/classify.yaml base={BASE} data.path=YOUR_LABELLED_TEXTS.csv",
     ]

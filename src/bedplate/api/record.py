@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bedplate.api.folders import word
 from bedplate.metrics.classification import per_class
 from bedplate.report.adapt import finetune_report
 from bedplate.report.page import run_report
@@ -89,11 +90,15 @@ def write_report(
         summary |= {"val_masked_accuracy": foretold["value"]}
         summary |= {"val_masked_accuracy_low": foretold["low"], "val_masked_accuracy_high": foretold["high"]}
     blank = record.get("blank")
-    use = f'predict {out}/model "The film was {blank}."' if blank else f'generate {out}/model "Once upon a time"'
+    use = (
+        f'predict {word(out)}/model "The film was {blank}."'
+        if blank
+        else f'generate {word(out)}/model "Once upon a time"'
+    )
     commands = commands or [
         f"bedplate {use}",
-        f"bedplate evaluate {out}/model --data YOUR_TEXT.txt",
-        f"bedplate transfer --base {out}/model --data YOUR_LABELLED_TEXTS.csv",
+        f"bedplate evaluate {word(out)}/model --data YOUR_TEXT.txt",
+        f"bedplate transfer --base {word(out)}/model --data YOUR_LABELLED_TEXTS.csv",
     ]
     page = run_report(page_record(out, record, timings, summary, commands) | {"sections": sections})
     return write_page(out, page)
@@ -102,9 +107,9 @@ def write_report(
 def write_finetune_report(out: Path, record: dict[str, Any], timings: dict[str, float]) -> Path:
     """Write `out/report.html` of a classifier's fine-tuning."""
     commands = [
-        f'bedplate predict {out}/model "A text of your own"',
-        f"bedplate predict {out}/model --file YOUR_TEXTS.csv --json",
-        f"bedplate evaluate {out}/model --data YOUR_LABELLED_TEXTS.csv",
+        f'bedplate predict {word(out)}/model "A text of your own"',
+        f"bedplate predict {word(out)}/model --file YOUR_TEXTS.csv --json",
+        f"bedplate evaluate {word(out)}/model --data YOUR_LABELLED_TEXTS.csv",
     ]
     page = page_record(out, record, timings, training_summary(out, record), commands)
     page |= {key: record[key] for key in ("classes", "test", "confusion", "mistakes") if key in record}

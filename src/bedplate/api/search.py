@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def search(
     if n < 1:
         raise InputError(f"n={n}: give 1 or more")
     asked = _query(query)
+    folder = os.path.expanduser(folder)
     pictures = _pictures(folder, column)
     loaded = load(model, choose_device(device)) if isinstance(model, str | Path) else model
     if not isinstance(loaded, ClipModel):
@@ -67,7 +69,7 @@ def search(
         raise InputError(f"query: {tokens:,} tokens with its end, and this model reads {limit}; shorten the query")
     vector = loaded.embed([asked])[0]
     whose = fingerprint(loaded)
-    file = Path(index) if index is not None else _in_cache(folder, whose)
+    file = Path(index).expanduser() if index is not None else _in_cache(folder, whose)
     known = PictureIndex.load(file, whose)
     try:
         new = known.update(loaded, pictures, progress)
@@ -90,7 +92,7 @@ def _query(query: Source) -> Source:
     if not query.strip():
         raise InputError("query: the text is empty; say what to look for, or give a picture")
     if query.lower().endswith(SUFFIXES):
-        if not Path(query).is_file():
+        if not os.path.isfile(query):
             raise InputError(f"query: {query}: no such picture; check the path, or say what to look for in words")
         return Path(query)
     return query
@@ -99,7 +101,7 @@ def _query(query: Source) -> Source:
 def _pictures(folder: str | Path, column: str | None) -> dict[str, ImageRef]:
     """The pictures by name: of a folder their paths in it."""
     root = Path(folder)
-    if not root.is_dir() or column is not None:
+    if not os.path.isdir(root) or column is not None:
         return {ref.where: ref for ref in read_images(folder, column, label="").images}
     names = sorted(
         path.relative_to(root) for path in root.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file()

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bedplate.api.folders import refuse_existing
+from bedplate.api.folders import check_writable, make_folder, refuse_existing
 from bedplate.data.sources import documents
 from bedplate.data.tokenizer import save_tokenizer, train_tokenizer, vocabulary_size
 
@@ -28,8 +28,11 @@ def tokenizer(
     Returns:
         {"out", "vocab_size"}; fewer entries than asked where the text gives no more merges.
     """
-    refuse_existing(Path(out), "give another folder")
+    out = Path(out).expanduser()
+    refuse_existing(out, "give another folder")
+    check_writable(out)
     trained = train_on_text([str(path) for path in _listed(data)], column, vocab_size)
+    make_folder(out)
     save_tokenizer(trained, out, context_length=1_000_000)
     return {"out": str(out), "vocab_size": vocabulary_size(trained)}
 

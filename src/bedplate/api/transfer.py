@@ -66,11 +66,13 @@ def transfer(
             language model nor a model of images, or `out` exists.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    out = Path(out)
+    out = Path(out).expanduser()
     refuse_existing(out, "remove it, or give another --out")
     started = time.perf_counter()
     if seeds < 1:
         raise InputError(f"seeds={seeds}: at least 1 is needed")
+    if isinstance(labels, str):
+        raise InputError(f"labels={labels!r}: give a list of numbers, or of numbers and 'all'")
     paths = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     asked = Asked(paths, str(base), labels, seeds, test, column, label, out, settings or {}, say)
     model = load(base, dtype="fp32")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bedplate.api.folders import cache_folder
+from bedplate.api.folders import cache_folder, word
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
 from bedplate.api.vision_classify import said
 from bedplate.api.vision_report import SEEN
@@ -79,7 +79,7 @@ class ImageStudy(Study):
         named = {"image": self.asked.column, "label": self.asked.label}
         data = [f"data.path={self.asked.paths[0]}", *(f"data.{key}={name}" for key, name in named.items() if name)]
         return [
-            f"bedplate predict {out}/model photo.jpg",
+            f"bedplate predict {word(out)}/model photo.jpg",
             shlex.join(["bedplate", "finetune", "recipes/classify-images.yaml", f"base={self.asked.base}", *data]),
         ]
 

@@ -41,6 +41,9 @@ class Asked:
         """
         if wrong := sorted(self.settings.keys() - set(known)):
             raise InputError(f"settings: {wrong[0]!r} is no part of a comparison; it has {', '.join(known)}")
+        for name, section in self.settings.items():
+            if not isinstance(section, Mapping):
+                raise InputError(f"settings: {name} holds {section!r}, not a section; give {name}.KEY=VALUE")
         if self.settings.get("train", {}).get("ema") is not None:
             raise InputError("settings: train.ema is not used in comparisons; leave it out")
         return dict(self.settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.api.finetune_classify import without_duplicates
-from bedplate.api.folders import cache_folder
+from bedplate.api.folders import cache_folder, word
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
 from bedplate.data.examples import Reading
 from bedplate.data.images import SUFFIXES
@@ -61,7 +61,7 @@ class TextStudy(Study):
         column, label = (f"data.{key}={self.facts[key]}" for key in ("column", "label"))
         data = [f"data.path={self.recipe.data.path[0]}", column, label]
         return [
-            f'bedplate predict {out}/model "A text of your own"',
+            f'bedplate predict {word(out)}/model "A text of your own"',
             shlex.join(["bedplate", "finetune", "recipes/classify.yaml", f"base={self.recipe.base}", *data]),
         ]
 

@@ -21,24 +21,27 @@ LOOKED_AT = (1280, 1280)  # pixels of a picture beside its attention at most, wh
 
 def is_folder(source: Source) -> TypeGuard[str | Path]:
     """Whether it is the path of a folder; a text too long for a name is none."""
-    return isinstance(source, str | Path) and os.path.isdir(source)
+    return isinstance(source, str | Path) and os.path.isdir(os.path.expanduser(source))
 
 
 def expanded(source: Source) -> list[Source]:
     """A folder as its pictures, anything else as it is."""
     if not is_folder(source):
         return [source]
-    found = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in Path(source).expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
         raise InputError(f"{source}: a folder without pictures; known suffixes are {', '.join(SUFFIXES)}")
     return list(found)
 
 
-def draw_targets(model: ImageModel, pictures: Sequence[Source], draw: Path, attention: bool) -> list[Path]:
+def draw_targets(
+    model: ImageModel, pictures: Sequence[Source], draw: Path, attention: bool, *, overwrite: bool
+) -> list[Path]:
     """The file that is written for each picture: `draw`, or files in it, where it is a folder.
 
     Raises:
-        InputError: a model with nothing to draw, several pictures and one file, or a file that is one of the pictures.
+        InputError: a model with nothing to draw, several pictures and one file, a file that is one of the pictures, or
+            one that is there and is not to be replaced.
     """
     if attention and isinstance(model.module, Detector | SetDetector):
         raise InputError("attention is drawn for classifiers and encoders; of a detector leave it out: it draws boxes")
@@ -55,6 +58,8 @@ def draw_targets(model: ImageModel, pictures: Sequence[Source], draw: Path, atte
     own = {Path(source).resolve() for source in pictures if isinstance(source, str | Path)}
     if hit := next((target for target in targets if target.resolve() in own), None):
         raise InputError(f"draw={draw}: {hit} is one of the pictures and would be lost; give another name")
+    if not overwrite and (hit := next((target for target in targets if target.exists()), None)):
+        raise InputError(f"draw={draw}: {hit} exists; give another name, or overwrite it (--overwrite)")
     return targets
 
 

@@ -14,7 +14,7 @@ from bedplate.api.folders import cache_folder
 from bedplate.api.vision_draw import draw_predictions, draw_targets, expanded, is_folder
 from bedplate.data.box_loader import BoxEvalLoader, box_store
 from bedplate.data.boxes import read_boxes
-from bedplate.data.image_files import LabelledImages, read_images
+from bedplate.data.image_files import OTHER_SPLITS, LabelledImages, read_images
 from bedplate.data.image_loader import ImageEvalLoader
 from bedplate.data.images import BadImage, Source, decode
 from bedplate.data.pixel_store import PixelStore
@@ -44,6 +44,7 @@ def predict_images(
     column: str | None = None,
     draw: str | Path | None = None,
     attention: bool = False,
+    overwrite: bool = False,
     progress: Callable[[str], object] = lambda line: None,
     **options: Any,
 ) -> list[Any]:
@@ -57,6 +58,7 @@ def predict_images(
         column: of the pictures in it.
         draw: where the picture is written with what was found in it; of several pictures a folder.
         attention: of a classifier or an encoder, draw beside the picture where the model looks.
+        overwrite: replace files that are there.
         progress: called with a line for each picture that is left out, and for each label that is drawn as a number.
 
     Raises:
@@ -84,7 +86,7 @@ def predict_images(
     else:
         found = _found(inputs)
         pictures, names = _readable(found, broken), [image for image, _ in found]
-    targets = draw_targets(model, names, Path(draw), attention)
+    targets = draw_targets(model, names, Path(draw).expanduser(), attention, overwrite=overwrite)
     whole = [(image, target) for image, target in zip(pictures, targets, strict=True) if image is not None]
     shown = [image for image, _ in whole]
     if model.labels is None:
@@ -237,6 +239,7 @@ def evaluate_images(
         )
     if isinstance(model.module, Detector | SetDetector):
         boxed = read_boxes(data, names=model.module.labels)
+        check_parts(boxed.dropped, data)
         size = model.processor.size
         store = box_store(boxed, size, _cache())
         batches = BoxEvalLoader(boxed, size, 8, store)
@@ -250,6 +253,7 @@ def evaluate_images(
     if not isinstance(model.module, ViT):
         raise InputError("this model predicts nothing; give probe, labelled pictures that its features are judged with")
     images = _labelled(data, column, label, model.module.labels)
+    check_parts(images.dropped, data)
     task = ClassifyImages(model.module, model.processor.mean, model.processor.std, flip=model.processor.flip)
     store = _store(model, images)
     logits, truth = task.logits(ImageEvalLoader(images, ROWS, store))
@@ -268,6 +272,7 @@ def _probed(
 ) -> dict[str, Any]:
     train = _labelled(probe, column, label)
     test = _labelled(data, column, label, train.classes)
+    check_parts(test.dropped, data)
     encoder, rows = encoder_of(model.module), []
     stores = [_store(model, part) for part in (train, test)]
     for part, store in zip((train, test), stores, strict=True):
@@ -299,6 +304,19 @@ def _labelled(
 
 def _store(model: ImageModel, images: LabelledImages) -> PixelStore:
     return PixelStore(images, model.processor.size, model.processor.fit, _cache())
+
+
+def check_parts(dropped: Mapping[str, int], data: Sequence[str]) -> None:
+    """Refuse to score the part for training of data that has others: what was learnt from says nothing.
+
+    Raises:
+        InputError: it has.
+    """
+    if count := dropped.get(OTHER_SPLITS):
+        raise InputError(
+            f"{data[0]}: has a part for training beside others ({count:,} files), and that alone would be scored; name "
+            f"the part to score, such as {Path(data[0]) / 'test'}"
+        )
 
 
 def left_out(dropped: Mapping[str, int], store: PixelStore) -> dict[str, Any]:

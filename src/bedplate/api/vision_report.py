@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from bedplate.api.folders import word
 from bedplate.api.record import page_record, training_summary, write_page
 from bedplate.data.image_refs import ImageRef
 from bedplate.metrics.calibration import reliability
@@ -83,13 +84,13 @@ def write_encoder_report(
 ) -> None:
     """Write `out/report.html` of a model that learnt without labels, with `sections` of its own."""
     page = _page(out, record, timings, [])
-    page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={out}/model data.path=YOUR_FOLDER"]
+    page["next"] = [f"bedplate finetune recipes/classify-images.yaml base={word(out)}/model data.path=YOUR_FOLDER"]
     write_page(out, run_report(page | {"sections": sections or []}))
 
 
 def _page(out: Path, record: Mapping[str, Any], timings: Mapping[str, float], inputs: Sequence[str]) -> dict[str, Any]:
-    commands = [f"bedplate predict {out}/model {each}" for each in inputs]
-    commands += [f"bedplate evaluate {out}/model --data YOUR_PICTURES"] if inputs else []
+    commands = [f"bedplate predict {word(out)}/model {each}" for each in inputs]
+    commands += [f"bedplate evaluate {word(out)}/model --data YOUR_PICTURES"] if inputs else []
     return page_record(out, dict(record), dict(timings), training_summary(out, dict(record)), commands)
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.cli.output import print_left_out
+
 BLIND = {
     "majority": "the most frequent answer of the kind",
     "question": "the most frequent answer to the same question",
@@ -20,8 +22,7 @@ def print_answers(result: Mapping[str, Any]) -> None:
     for name, metric in result.get("captions", {}).items():
         print(f"captions {name}: {_share(metric)}")
     print(f"{result['n']:,} questions about {result['pictures']:,} pictures")
-    for what, count in result["dropped"].items():
-        print(f"left out: {count:,} {what}")
+    print_left_out(result, "pictures")
 
 
 def _share(metric: Mapping[str, float]) -> str:

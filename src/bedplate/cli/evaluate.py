@@ -6,7 +6,7 @@ import typer
 
 from bedplate.cli.answers import print_answers
 from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
-from bedplate.cli.output import Json, print_json, say
+from bedplate.cli.output import Json, print_json, print_left_out, say
 from bedplate.cli.tasks import print_tasks
 
 BASELINES = {"chance": "accuracy of guessing", "majority": "accuracy of the most frequent label"}
@@ -147,8 +147,7 @@ def _print_pictures(result: dict[str, Any]) -> None:
     """How many pictures were scored, and of a classifier which labels were taken for which."""
     print(f"{result['n']:,} pictures")
     for name, what in (("data", "pictures"), ("probe", "pictures of --probe")):
-        if broken := result.get(name, {}).get("broken"):
-            print(f"left out, cannot be decoded: {len(broken):,} of the {what}, the first: {broken[0]}")
+        print_left_out(result.get(name, {}), what)
     if "confusion" in result:
         _print_confusion(result)
 
@@ -159,10 +158,7 @@ def _print_zero_shot(result: dict[str, Any]) -> None:
         for metric, share in values.items():
             print(f"{metric} of {name}: {share['value']:.4f}")
     print(f"{result['n']:,} {result['unit']}")
-    for what, count in result["data"]["dropped"].items():
-        print(f"left out: {count:,} {what}")
-    for broken in result["data"]["broken"]:
-        print(f"left out: {broken}")
+    print_left_out(result["data"], "pictures")
     if cut := result["data"].get("cut"):
         print(f"cut: {cut:,} texts that are longer than the model reads")
     if "confusion" in result:

@@ -1,5 +1,6 @@
 """`bedplate launch`."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -68,4 +69,4 @@ def command(
     elif output is None:
         print(result["text"], end="")
     else:
-        say(f"Submit it with: {SUBMIT[chosen[0]]} {output}")
+        say(f"Submit it with: {SUBMIT[chosen[0]]} {shlex.quote(result['output'])}")

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +20,14 @@ def is_main() -> bool:
 def print_json(value: Any) -> None:
     """The result of a command with `--json`: one JSON value, the only thing on stdout."""
     print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_left_out(left_out: Mapping[str, Any], pictures: str) -> None:
+    """What was not scored, by reason, of what `evaluate` calls "dropped" and "broken"."""
+    for what, count in left_out.get("dropped", {}).items():
+        print(f"left out: {count:,} {what}")
+    if broken := left_out.get("broken"):
+        print(f"left out, cannot be decoded: {len(broken):,} of the {pictures}, the first: {broken[0]}")
 
 
 def say(message: str) -> None:

@@ -47,7 +47,7 @@ def command(
 def print_plan(plan: Mapping[str, Any]) -> None:
     """A plan as a table."""
     layout = plan["layout"]
-    _row("Parameters", f"{plan['parameters']:,}, {plan['recipe']['model']['preset']}")
+    _row("Parameters", f"{plan['parameters']:,}, {plan['family']}")
     _row("Tokens", f"{plan['tokens']:,}, {plan['tokens_per_step']:,} a step")
     _row("", f"{plan['tokens_per_parameter']:.3g} a parameter; about 20 are compute-optimal (arXiv 2203.15556)")
     _row("FLOPs", f"{plan['flops']:.3g}")

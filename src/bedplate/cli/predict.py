@@ -1,5 +1,6 @@
 """`bedplate predict`."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -48,6 +49,7 @@ def command(
     attention: Annotated[
         bool, typer.Option("--attention", help="With --draw: beside the picture, where the model looks.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that --draw finds there.")] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Of a detector, the least score of a box.", show_default="0.3")
     ] = None,
@@ -92,6 +94,7 @@ def command(
         seed=seed,
         draw=draw,
         attention=attention,
+        overwrite=overwrite,
         progress=say,
         **{name: value for name, value in options.items() if value is not None},
     )
@@ -117,11 +120,11 @@ def command(
 
 def _names(texts: list[str], count: int) -> list[str]:
     """What each prediction is of: a text or a picture as it was given, a picture of a folder by its path."""
-    if texts and len(texts) != count:  # only models of images look into folders
+    if len(texts) != count or any(os.path.isdir(text) for text in texts):  # only models of images look into folders
         from bedplate.api.vision_draw import expanded
 
         texts = [str(image) for text in texts for image in expanded(text)]
-    return texts or [""] * count
+    return texts if len(texts) == count else [""] * count
 
 
 def _print_boxes(found: list[dict[str, Any]], name: str) -> None:

@@ -22,6 +22,7 @@ def command(
       bedplate pretrain recipes/gpt-mini.yaml data.path=my-books/ train.steps=500
     """
     from bedplate.api.pretrain import pretrain
+    from bedplate.api.record import as_used
 
     result = pretrain(recipe, *(overrides or ()), resume=resume, dry_run=dry_run)
     if not is_main():
@@ -29,7 +30,7 @@ def command(
     if json:
         print_json(result)
     elif dry_run:
-        print_recipe(result["recipe"])
+        print_recipe(as_used(result["recipe"]))
         print_plan(result)
     else:
         print_result(result)

@@ -86,7 +86,7 @@ def _counts(labels: str) -> list[int | Literal["all"]]:
         word = part.strip().replace("_", "")
         if word == "all":
             counts.append("all")
-        elif word.isdigit() and int(word) > 0:
+        elif word.isdecimal() and int(word) > 0:
             counts.append(int(word))
         else:
             raise typer.BadParameter(f"{part!r} is neither a number nor `all`; write for example 100,1000,all")

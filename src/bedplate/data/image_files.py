@@ -33,6 +33,7 @@ __all__ = [
     "split_images",
 ]
 
+OTHER_SPLITS = "files of other splits"
 IDX_IMAGES = re.compile(r"(.*)images([-.])idx3-ubyte(\.gz)?")
 METADATA = re.compile(r"metadata\.(csv|jsonl|parquet)")
 """Tables of pictures beside them, by the Hub's convention."""
@@ -209,7 +210,7 @@ def _read(
             if _kind(url) != "txt"
         ]
     path = Path(name).expanduser()
-    if has_magic(name) and not path.exists():
+    if has_magic(name) and not os.path.exists(path):
         matches = sorted(glob(str(path), recursive=True))
         if not matches:
             raise InputError(f"{name}: no file matches this pattern; quote it in the shell and check the folder")
@@ -217,9 +218,9 @@ def _read(
             root = os.path.commonpath([os.path.dirname(match) or "." for match in matches])
             return [_by_folder(root, [os.path.relpath(match, root) for match in matches], label, classes, dropped)]
         return [part for match in matches for part in _read(match, image, label, classes, dropped)]
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folder(path, image, label, classes, dropped)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{name}: no such file or folder (from {Path.cwd()}); check the spelling of the path")
     if is_picture(name):
         return [Found([ImageRef(str(path), str(path))], [None], "folder names", [])]
@@ -296,7 +297,7 @@ def only_train(files: list[str], dropped: Counter[str], *, folders_only: bool = 
         return files
     kept = [file for file, split in split_of.items() if split is None or split in TRAIN]
     if len(kept) < len(files):
-        dropped["files of other splits"] += len(files) - len(kept)
+        dropped[OTHER_SPLITS] += len(files) - len(kept)
     return kept
 
 

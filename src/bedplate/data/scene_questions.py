@@ -151,6 +151,7 @@ class _World:
         self._things = list(drawn)
         self._labels = {thing.label: thing for thing in drawn}
         self._sorted = sorted(self._labels)
+        self._by_name = list(dict.fromkeys(Thing(thing.name, None) for thing in self._things))
 
     def scene(self, draw: np.random.Generator, index: int) -> AskedScene:
         described, shown = self._cast(draw)
@@ -169,7 +170,7 @@ class _World:
 
     def _cast(self, draw: np.random.Generator) -> tuple[Thing, list[Thing]]:
         """(what is counted: a name, a colour or both, "" for what is left open; the things of a scene)."""
-        described = _any(draw, self._descriptions(draw))
+        described = _any(draw, self._descriptions(draw) or self._by_name)
         fitting = [thing for thing in self._things if _fits(thing, described)]
         others = [thing for thing in self._things if not _fits(thing, described)]
         shown = [_any(draw, fitting) for _ in range(draw.integers(MOST + 1))]
@@ -177,12 +178,13 @@ class _World:
         return described, [shown[i] for i in draw.permutation(len(shown))]
 
     def _descriptions(self, draw: np.random.Generator) -> list[Thing]:
-        """By a name, by a colour, or by both: all that may be said so of the things that there are."""
+        """By a name, by a colour, or by both: all that may be said so of some things, and not of all."""
         coloured = [thing for thing in self._things if thing.colour]
         form = draw.integers(3) if coloured else 0
         if form == 0:
-            return list(dict.fromkeys(Thing(thing.name, None) for thing in self._things))
-        return list(dict.fromkeys(Thing("", thing.colour) for thing in coloured)) if form == 1 else coloured
+            return self._by_name
+        found = list(dict.fromkeys(Thing("", thing.colour) for thing in coloured)) if form == 1 else coloured
+        return [each for each in found if not all(_fits(thing, each) for thing in self._things)]
 
     def _ask(self, draw: np.random.Generator, kind: str, seen: Seen, described: Thing) -> Question | None:
         """A question of a kind, where the scene has one that is not ambiguous."""

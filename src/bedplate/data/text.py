@@ -301,7 +301,10 @@ class _Preparation:
             why = "a single document cannot be split for validation"
         else:
             why = f"val_fraction {self.val_fraction} leaves nothing to train on (equal documents stay together)"
-        raise InputError(f"{shown(self.path)}: {why}; give data.val_path, or set data.val_fraction to 0")
+        raise InputError(
+            f"{shown(self.path)}: {why}; give text to validate on (data.val_path, --val-data), or hold none out "
+            "(data.val_fraction=0, --val-fraction 0)"
+        )
 
 
 @contextmanager

@@ -115,7 +115,12 @@ def save_adapter(directory: Path, model: Model, recipe: AdapterRecipe, base: str
         if ours[0] in layers:
             tensors[f"{their}.lora_A.weight"] = layers[ours[0]].lora_A
             tensors[f"{their}.lora_B.weight"] = torch.cat([layers[name].lora_B.detach() for name in ours])
-    origin = Origin(base=base, fingerprint=fingerprint(module), is_causal=module.config.is_causal)
+    named = base.startswith(("hf:", "zoo:"))
+    origin = Origin(
+        base=base if named else str(locate(base).resolve()),  # a relative path means something in one folder alone
+        fingerprint=fingerprint(module),
+        is_causal=module.config.is_causal,
+    )
     pooling = None
     if isinstance(module, Classifier):
         pooling = module.pooling

@@ -120,6 +120,8 @@ class ImageModel:
     @torch.no_grad()
     def _detect(self, images: list[Source], batch_size: int, threshold: float, most: int) -> list[list[dict[str, Any]]]:
         assert isinstance(self.module, Detector | SetDetector)
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: give 1 or more")
         found: list[list[dict[str, Any]]] = []
         for first in range(0, len(images), batch_size):
             decoded = [decode(image, _name(image, first + n)) for n, image in enumerate(images[first:][:batch_size])]

@@ -43,6 +43,8 @@ class ImageTokensModel(MultimodalModel):
     @torch.no_grad()
     def encode(self, images: Images, *, batch_size: int = 64) -> Tensor:
         """Codes `(N, rows, columns)` int64 on the CPU of pictures (paths, bytes, PIL images or arrays)."""
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: give 1 or more")
         pictures, dtype = listed(images), next(self.module.parameters()).dtype
         parts = [
             self.module.encode(self.processor(pictures[first : first + batch_size]).to(self.module.device, dtype)).cpu()

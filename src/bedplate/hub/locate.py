@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -24,10 +25,12 @@ def locate(source: str | Path) -> Path:
     if isinstance(source, str) and source.startswith("zoo:"):
         return _from_zoo(source)
     directory = Path(source).expanduser()
-    if not directory.exists():
+    if not os.path.exists(directory):  # a text that is too long for a name is none
         raise InputError(f"{source}: no such folder; give a model directory, zoo:NAME or hf:ORG/NAME")
     if not directory.is_dir():
         raise InputError(f"{source}: is a file; give the folder that holds config.json and model.safetensors")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise InputError(f"{source}: cannot be read; check the folder's permissions")
     if not (directory / "config.json").exists() and (directory / "model" / "config.json").exists():
         return directory / "model"
     return directory

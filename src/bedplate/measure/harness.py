@@ -141,6 +141,8 @@ def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit
     Raises:
         InputError: no such folder, or a task that is not in it.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} must be 1 or more rows of each task")
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; give one of yaml task definitions")
     manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -159,10 +161,18 @@ def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit
     accuracies = [task["metrics"]["acc"] for task in results.values() if "acc" in task["metrics"]]
     return {
         "n": sum(task["n"] for task in results.values()),
-        "metrics": {"accuracy": macro_average(accuracies)} if accuracies else {},
+        "metrics": {"accuracy": _mean(accuracies)} if accuracies else {},
         "tasks": results,
         "limit": limit,
     }
+
+
+def _mean(scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Their macro average; without an interval, where one of them has none."""
+    if all(score["low"] is not None for score in scores):
+        return macro_average(scores)
+    n, values = sum(score["n"] for score in scores), [score["value"] for score in scores]
+    return {"value": sum(values) / len(values), "low": None, "high": None, "n": n}
 
 
 def _task(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from bedplate.metrics.proportion import proportion
 
 WORD = re.compile(r"(?:(?<![\w.+-])[+-]?\.?(?=\d))?[^\W_]\w*(?:['’.:-][^\W_]\w*)*(?:[+#]+(?!\w))?")
 """A word in the `_shape` of a text: "t-shirt", "-5", ".5", "c++"."""
+COMMA = re.compile(r"(?<=\d),(?=\d)")
 JOINERS = "\u200c\u200d"
 ARTICLES = ("a", "an", "the")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -18,12 +19,13 @@ DIGITS = {name: str(number) for number, name in enumerate(NUMBERS)}
 
 def normal_answer(answer: str) -> str:
     """An answer as it is compared: in lower case, without punctuation around words and without articles, numbers up to
-    ten as digits (the rule of VQA, Antol et al. 2015, but for its list of contractions).
+    ten as digits (the rule of VQA, Antol et al. 2015, but for its list of contractions, and hyphens, which stay inside
+    of words).
 
-    A number keeps its sign and its point. Where nothing else is left articles stay, and so does what holds no word,
-    such as "+": "" is the form of an empty answer alone.
+    A number keeps its sign and its point, and loses the commas between its digits. Where nothing else is left articles
+    stay, and so does what holds no word, such as "+": "" is the form of an empty answer alone.
     """
-    text = unicodedata.normalize("NFC", answer.lower()).replace("−", "-")
+    text = COMMA.sub("", unicodedata.normalize("NFC", answer.lower()).replace("−", "-"))
     words = [text[slice(*found.span())] for found in WORD.finditer(_shape(text))]
     kept = [DIGITS.get(word, word) for word in words if word not in ARTICLES]
     return " ".join(kept or words or text.split())

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
-from bedplate.recipe.schema import Count, Positive, Share, Strict, TokenizerRecipe
+from bedplate.recipe.schema import Count, Paths, Positive, Share, Strict, TokenizerRecipe
 
 
 class ReaderVisionRecipe(Strict):
@@ -65,7 +65,7 @@ class ReaderTokenizerRecipe(TokenizerRecipe):
 class AnswerDataRecipe(PictureDataRecipe):
     """Pictures with questions and their answers, or with captions, or both."""
 
-    path: list[str]
+    path: Paths
     """questions: csv, jsonl, parquet, easy-vqa's folder, VQA v2's JSON; captions: a WebDataset tar, COCO's captions, a
     folder with a .txt for each picture; a string or a list"""
     val_fraction: Share = 0.1

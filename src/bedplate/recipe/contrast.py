@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
-from bedplate.recipe.schema import Number, Positive, Share, Strict
+from bedplate.recipe.schema import Number, Paths, Positive, Share, Strict
 from bedplate.recipe.vision import Pair
 
 
@@ -70,7 +70,7 @@ class ContrastModelRecipe(Strict):
 class ContrastDataRecipe(PictureDataRecipe):
     """Pictures with texts: where they are, and which are held out."""
 
-    path: list[str]
+    path: Paths
     """WebDataset tar, csv, jsonl, parquet, COCO captions, a folder of pictures with .txt beside them, hf:org/name"""
     val_fraction: Share = 0.1
     """share of pictures held out, all pictures of a concept together"""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureRecipe
-from bedplate.recipe.schema import Count, Positive, Share, Strict
+from bedplate.recipe.schema import Count, Paths, Positive, Share, Strict
 
 
 class DrawModelRecipe(Strict):
@@ -34,7 +34,7 @@ class DrawModelRecipe(Strict):
 class DrawDataRecipe(PictureDataRecipe):
     """Pictures with texts: where they are, and which are held out."""
 
-    path: list[str]
+    path: Paths
     """WebDataset tar, csv, jsonl, parquet, COCO captions, a folder of pictures with .txt beside them, hf:org/name"""
     val_fraction: Share = 0.0
     """share of pictures held out, all pictures of a group together"""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.recipe.schema import Count, LoopRecipe, OptimizerRecipe, Positive, Rate, RunRecipe, Share, Strict
+from bedplate.recipe.schema import Count, LoopRecipe, OptimizerRecipe, Paths, Positive, Rate, RunRecipe, Share, Strict
 
 
 class FinetuneModelRecipe(Strict):
@@ -51,7 +50,7 @@ class AdapterRecipe(Strict):
 class FinetuneDataRecipe(Strict):
     """Examples: where they are, and which are held out."""
 
-    path: list[str]
+    path: Paths
     """files, folders, globs or hf:org/name with rows: csv, tsv, jsonl, parquet; a string or a list"""
     column: str | None = None
     """classify: the column of the text (default: guessed, and printed)"""
@@ -65,19 +64,14 @@ class FinetuneDataRecipe(Strict):
     """summarize: the column of the document (default: guessed, and printed)"""
     summary: str | None = None
     """summarize: the column of the summary, a string or a list of them (default: guessed, and printed)"""
-    val_path: list[str] | None = None
+    val_path: Paths | None = None
     """examples for early stopping; without it val_fraction is held out"""
     val_fraction: Share = 0.1
     """share of examples held out for early stopping, of each class alike"""
-    test_path: list[str] | None = None
+    test_path: Paths | None = None
     """classify, summarize: examples that are scored once, at the end; near-duplicates of them are not trained on"""
     max_tokens: Positive | None = None
     """classify: use a text's first so many tokens (default: all, in windows of train.sequence_length)"""
-
-    @field_validator("path", "val_path", "test_path", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
 
 
 class FinetuneTrainRecipe(LoopRecipe):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bedplate.recipe.schema import (
     LoopRecipe,
     OptimizerRecipe,
     ParallelRecipe,
+    Paths,
     Positive,
     Rate,
     RunRecipe,
@@ -24,13 +25,13 @@ Fit = Literal["stretch", "cover", "letterbox"]
 class PictureDataRecipe(Strict):
     """Pictures: where they are, and which are held out."""
 
-    path: list[str]
+    path: Paths
     """a file or folder, a glob, a URL of a table or archive, hf:org/name, or a list of these"""
-    val_path: list[str] | None = None
+    val_path: Paths | None = None
     """pictures that choose the best epoch; without it val_fraction is held out"""
     val_fraction: Share = 0.1
     """share of pictures held out, of each class alike"""
-    test_path: list[str] | None = None
+    test_path: Paths | None = None
     """pictures that are scored once, at the end; equal ones are not trained on"""
     fit: Fit | None = None
     """how a picture comes to the model's size: stretched, cropped so that it covers, or with grey borders (default: the
@@ -39,11 +40,6 @@ class PictureDataRecipe(Strict):
     """processes of a rank that decode (default: the cores that it may use, shared by the ranks of a machine)"""
     cache: Path | None = None
     """folder of decoded pictures (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
-
-    @field_validator("path", "val_path", "test_path", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
 
 
 class PictureTrainRecipe(LoopRecipe):

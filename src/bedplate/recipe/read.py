@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,7 @@ def _values(recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Seque
     elif isinstance(recipe, Mapping):
         name, values = "recipe", _copy(recipe)
     else:
-        name, values = str(recipe), _read_yaml(Path(recipe))
+        name, values = str(recipe), _read_yaml(Path(recipe).expanduser())
     for override in overrides:
         _apply(values, override)
     return name, values
@@ -97,6 +98,8 @@ def from_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def read_as(kind: type[R], recipe: str | Path | Mapping[str, Any] | RunRecipe, overrides: Sequence[str] = ()) -> R:
     """A checked recipe of a kind; see `read_recipe`."""
     name, values = _values(recipe, overrides)
+    if kind is FinetuneRecipe and "base" not in values and "preset" in (values.get("model") or {}):
+        raise InputError(f"{name}: it makes a network (model.preset), so it is for `bedplate pretrain`")
     if _known_task(name, values) in FINETUNED and kind is Recipe:
         raise InputError(f"{name}: it has `task: {values['task']}`, so it is for `bedplate finetune`")
     try:
@@ -118,10 +121,12 @@ def _copy(value: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # a text that is too long for a name is none
         raise InputError(f"{path}: no such recipe; give the path of a YAML file")
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the recipe as UTF-8") from None
     except yaml.YAMLError as error:
@@ -138,16 +143,30 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r} is not of the form key.path=value, for example train.steps=100")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
-        value = text
+    value = _override_value(text)
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # not there, or a section that is left empty
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {parent!r} holds a value, not a section")
     values[last] = value
+
+
+def _override_value(text: str) -> Any:
+    """A number, a boolean, null, `[a list]`, `{a: mapping}` or a "quoted text" of YAML; else the text as it stands.
+
+    YAML would take what is behind " #" for a comment, "notes: mine.txt" for a mapping, and 2024-01-01 for a date, which
+    are names of files here.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a day that no month has is no error of YAML's
+        return text
+    if text[:1] in ("[", "{", '"', "'"):
+        return value
+    return value if value is None or (isinstance(value, bool | int | float) and " #" not in text) else text
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _no_bool(value: object) -> object:
@@ -15,11 +15,17 @@ def _no_bool(value: object) -> object:
     return value
 
 
+def _one_is_a_list(value: object) -> object:
+    """A folder may be called 2024."""
+    return [str(value)] if isinstance(value, str | Path | int) and not isinstance(value, bool) else value
+
+
 Number = BeforeValidator(_no_bool)
 Positive = Annotated[int, Field(gt=0), Number]
 Count = Annotated[int, Field(ge=0), Number]
 Rate = Annotated[float, Field(gt=0), Number]
 Share = Annotated[float, Field(ge=0, lt=1), Number]
+Paths = Annotated[list[str], BeforeValidator(_one_is_a_list)]
 Place = Annotated[Path, AfterValidator(Path.expanduser)]  # a shell expands ~ only where a word begins
 
 
@@ -71,13 +77,13 @@ class TokenizerRecipe(Strict):
 class DataRecipe(Strict):
     """Text: where it is, and how it is cut into rows."""
 
-    path: list[str]
+    path: Paths
     """files, folders, globs, tar archives, URLs of fsspec, or hf:org/name; a string or a list"""
     weights: list[Rate] | None = None
     """share of each path in the mixture (default: by size)"""
     column: str = "text"
     """the column or key that holds the text"""
-    val_path: list[str] | None = None
+    val_path: Paths | None = None
     """held-out text; without it documents are held out by their hash"""
     val_fraction: Share = 0.01
     """share of documents held out"""
@@ -87,11 +93,6 @@ class DataRecipe(Strict):
     """processes that tokenise"""
     cache: Path | None = None
     """folder or URL of tokenised shards (default: $BEDPLATE_CACHE, else ~/.cache/bedplate)"""
-
-    @field_validator("path", "val_path", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, value: object) -> object:
-        return [str(value)] if isinstance(value, str | Path) else value
 
     @model_validator(mode="after")
     def _weights_match(self) -> DataRecipe:

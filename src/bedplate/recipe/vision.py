@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.recipe.pictures import PictureDataRecipe, PictureEvaluateRecipe, PictureRecipe
-from bedplate.recipe.schema import Count, Number, Positive, Rate, Share, Strict
+from bedplate.recipe.schema import Count, Number, Paths, Positive, Rate, Share, Strict
 
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -74,7 +74,7 @@ class DecoderRecipe(Strict):
 class VisionDataRecipe(PictureDataRecipe):
     """Pictures: where they are, and which are held out."""
 
-    path: list[str]
+    path: Paths
     """a folder of pictures (for classes one folder each), csv, jsonl, parquet, WebDataset tar, IDX or hf:org/name;
     detect: COCO, VOC or YOLO annotations with their pictures; a string or a list"""
     image: str | None = None
