@@ -77,3 +77,4 @@ def test_other_scripts_have_words_too() -> None:
     hindi = rouge_scores(["हिन्दी में लिखा"], [["हिन्दी और उर्दू"]])
     assert hindi["rouge1"][0] == pytest.approx(1 / 3)
     assert lead("It cost 3. 5 of them e.g. this one. Then more.") == "It cost 3. 5 of them e.g. this one."
+    assert lead("Dr. Smith went home (cf. Jones). He slept.") == "Dr. Smith went home (cf. Jones)."

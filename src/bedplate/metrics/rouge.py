@@ -12,6 +12,7 @@ from bedplate.metrics.intervals import Floats, ratio_interval
 
 NAMES = ("rouge1", "rouge2", "rougeL")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=(?P<next>\w))|(?<=[。！？])|\n\s*\n")
+ABBREVIATED = ("Mr.", "Mrs.", "Ms.", "Dr.", "Prof.", "vs.", "cf.", "e.g.", "i.e.")  # which end no sentence
 BLANK_LINE = re.compile(r"\n\s*\n")
 WORDS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")  # of Chinese and Japanese signs
 
@@ -79,6 +80,8 @@ def lead(document: str) -> str:
     for found in SENTENCE_END.finditer(text):
         if BLANK_LINE.search(found.group()):
             return text[: found.start()]
+        if text[: found.start()].rpartition(" ")[2].lstrip("(") in ABBREVIATED:
+            continue
         following = found["next"]
         if following is None or (
             following.isalpha() and following == following.upper()
