@@ -70,7 +70,21 @@ def test_a_wrong_value_is_told_with_its_key_and_what_was_got(override: str, key:
 
 
 @pytest.mark.parametrize(
-    "name", ["books #2/", "2024-01-01", "2024-13-45", "notes: mine.txt", "a, b", "- x", "~/x", "*.txt", "2024", "&a b"]
+    "name",
+    [
+        "books #2/",
+        "#x",
+        "5 #x",
+        "2024-01-01",
+        "2024-13-45",
+        "2024",
+        "notes: mine.txt",
+        "a, b",
+        "- x",
+        "~/x",
+        "*",
+        "&a b",
+    ],
 )
 def test_an_override_names_a_file_as_it_is_called(name: str) -> None:
     assert read_recipe(LEAST, [f"data.path={name}"]).data.path == [name]

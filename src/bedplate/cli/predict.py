@@ -123,8 +123,12 @@ def _names(texts: list[str], count: int) -> list[str]:
     if len(texts) != count or any(os.path.isdir(text) for text in texts):  # only models of images look into folders
         from bedplate.api.vision_draw import expanded
 
-        texts = [str(image) for text in texts for image in expanded(text)]
-    return texts if len(texts) == count else [""] * count
+        try:
+            pictures = [str(image) for text in texts for image in expanded(text)]
+        except InputError:  # a text that is called as a folder is
+            pictures = texts
+        texts = pictures if len(pictures) == count else texts
+    return texts or [""] * count
 
 
 def _print_boxes(found: list[dict[str, Any]], name: str) -> None:

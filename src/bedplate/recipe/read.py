@@ -166,7 +166,7 @@ def _override_value(text: str) -> Any:
         return text
     if text[:1] in ("[", "{", '"', "'"):
         return value
-    return value if value is None or (isinstance(value, bool | int | float) and " #" not in text) else text
+    return value if isinstance(value, bool | int | float | None) and "#" not in text else text
 
 
 def _sentence(error: ValidationError, kind: type[BaseModel]) -> str:
