@@ -102,8 +102,8 @@ def split_indices(labels: Sequence[str], fraction: float, seed: int) -> tuple[ND
     for count, part, change in ((held, "held out", "greater"), (len(labels) - held, "left", "smaller")):
         if count < classes:
             raise InputError(
-                f"a fraction of {fraction} (data.val_fraction) of {len(labels)} rows gives {count} {part}, fewer than "
-                f"{classes} classes: give a {change} fraction, or more rows"
+                f"a fraction of {fraction} (data.val_fraction) of {len(labels)} rows gives {count} {part}, fewer "
+                f"than the {classes} classes: give a {change} fraction, or more rows"
             )
     order = proportional_order(labels, seed)
     return np.sort(order[:-held]), np.sort(order[-held:])
