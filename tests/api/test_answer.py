@@ -186,6 +186,10 @@ def test_evaluate_is_the_training_s_own_measure(
     (copied / rows[0]["image"]).write_bytes(b"no picture")
     shown = run(capsys, monkeypatch, "evaluate", trained[1], "--data", copied / "questions.jsonl")
     assert "questions about 59 pictures" in shown and "cannot be decoded: 1 of the pictures, the first: " in shown
+    for part in ("train", "test"):
+        shutil.copytree(data, tmp_path / "parts" / part)
+    with pytest.raises(InputError, match=r"parts: has a part for training beside others .* such as .*parts.test"):
+        bedplate.evaluate(trained[1], tmp_path / "parts")
 
 
 def test_a_run_goes_on_from_a_reader_and_from_its_parts(

@@ -258,3 +258,6 @@ def test_bad_input(base: Path, folder: Path, tiny_model: Path, labelled: Path, t
     refused("brings its own network; leave model.hidden_size out", settings={"model": {"hidden_size": 64}})
     refused("image_size=18x18 is not a multiple", settings={"model": {"image_size": 18}})
     refused("every picture to train on is also one that is scored", test=folder)
+    for part in ("train", "test"):
+        write(tmp_path / "parts" / part, 4)
+    refused("parts: has a part for training beside others", test=tmp_path / "parts")

@@ -313,7 +313,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"top_k": 5, "repetition_penalty": 1.3, "seed": 3}])
 def test_cuda_generates_what_the_module_would(gpt: GPT, options: dict[str, Any]) -> None:
     module = copy.deepcopy(gpt).cuda()
-    options |= {"max_new_tokens": 30, "stop_ids": {2}}
+    options |= {"max_new_tokens": 34, "stop_ids": {2}}  # one is left behind two rounds of 16
     for prompts in (RAGGED, [[1, 2, 3], [4, 5, 6]], [[7] * 20], RAGGED):
         expected = plainly(module, prompts, **options)
         assert generate(module, prompts, **options) == expected

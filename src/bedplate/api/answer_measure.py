@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from bedplate.api.vision_predict import left_out
+from bedplate.api.vision_predict import check_parts, left_out
 from bedplate.data.pixel_store import PixelStore
 from bedplate.data.question_loader import QuestionEvalLoader, within
 from bedplate.data.questions import read_questions
@@ -39,6 +39,7 @@ def measure_reader(
         known = "data, column, label, question and kind"
         raise InputError(f"{next(iter(options))} is no option of a reader; it is measured on {known}")
     asked = read_questions(list(data), column, question=question, answer=label, kind=kind)
+    check_parts(asked.dropped, data)
     asked = within(asked, model.tokenizer, model.module.config.context)
     with tempfile.TemporaryDirectory() as scratch:
         store = PixelStore(asked, model.processor.size, model.processor.fit, scratch, 1)

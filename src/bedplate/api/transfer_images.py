@@ -11,6 +11,7 @@ from typing import Any
 from bedplate.api.folders import cache_folder, word
 from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
 from bedplate.api.vision_classify import said
+from bedplate.api.vision_predict import check_parts
 from bedplate.api.vision_report import SEEN
 from bedplate.api.vision_run import LOADS, image_augment, store_size
 from bedplate.data.apart import keep_apart
@@ -108,6 +109,7 @@ def read_apart(asked: Asked) -> tuple[LabelledImages, LabelledImages, LabelledIm
         train, test = split_images(whole, min(TEST_SHARE, TEST_MOST / len(whole)), seed=0)
     else:
         train, test = whole, _labelled(asked.test, asked, whole.classes)
+        check_parts(test.dropped, [str(asked.test)] if isinstance(asked.test, str | Path) else [*map(str, asked.test)])
     parts, same = keep_apart({"train": train, "test": test})
     return parts["train"], test, whole, same
 
