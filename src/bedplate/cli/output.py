@@ -38,6 +38,6 @@ def say(message: str) -> None:
 def say_once(message: str) -> None:
     """A message that every rank of a run is likely to have: torchrun stops the others before they repeat it."""
     if not is_main():
-        time.sleep(10)  # a busy machine takes seconds to end the first one
+        time.sleep(30)  # a busy machine takes many seconds to end the first one
         message = f"rank {os.environ['RANK']}: {message}"
     say(message)
