@@ -102,6 +102,16 @@ def test_an_interrupt_exits_with_130(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "Stopped after step 3; go on with --resume.\n"
 
 
+def test_a_rank_that_is_stopped_leaves_the_word_to_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And ends at once: a scheduler that stops a run kills what is still there after its grace."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"it waits for {seconds} s"))
+    assert exit_code(monkeypatch, Interrupted("Stopped after step 3; go on with --resume.")) == 130
+    assert capsys.readouterr().err == ""
+
+
 def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(monkeypatch, ZeroDivisionError("by zero")) == 1
     errors = capsys.readouterr().err

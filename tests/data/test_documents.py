@@ -122,20 +122,3 @@ def test_passages_are_a_pure_function_of_the_step_and_ranks_share_them(
     parts = [make(rank, 2).batch(5) for rank in range(2)]
     for key in ("passages", "others"):
         assert torch.equal(torch.cat([part[key] for part in parts]), whole[key])
-
-
-def test_short_documents_are_drawn_where_there_is_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a sentence's words there are few: half a corpus of single sentences leaves the others' words as they were."""
-    monkeypatch.setattr(documents, "SHORTEST", 12)
-
-    def drawn(name: str, lengths: list[int]) -> set[int]:
-        stream = make_stream(tmp_path / name, list(range(1, sum(lengths) + 1)), lengths)
-        loader = DocumentLoader(TextLoader([stream], None, 4, 2, 0, False), [stream], 2, 64, 0)
-        parts = [batch[key].flatten().tolist() for batch in map(loader.batch, range(3)) for key in ("given", "asked")]
-        return {token for part in parts for token in part} - {PADDING}
-
-    assert drawn("both", [4] * 5 + [20]) == set(range(21, 41))
-    assert drawn("short", [4] * 5) == set(range(1, 21))
-    long = drawn("long", [20, 20])
-    monkeypatch.setattr(documents, "SHORTEST", 0)
-    assert drawn("before", [20, 20]) == long == set(range(1, 41))

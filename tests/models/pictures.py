@@ -1,5 +1,7 @@
 """Pictures of coloured rectangles on noise, whose boxes are known, and tiny trunks to find them with."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -96,3 +98,15 @@ def plain_iou(a: list[float], b: list[float]) -> float:
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
     return width * height / union if union else 0.0
+
+
+def check_that_parts_weigh_what_the_batch_weighs(losses: Callable[..., dict[str, tuple[Tensor, Tensor]]]) -> None:
+    """Pictures without objects add a loss and no weight: micro-batches and ranks change nothing."""
+    pixels, boxes, classes = pictures(4)
+    classes[1:] = -1
+    batch = normalised(pixels), boxes, classes
+    whole = losses(*batch)["loss"]
+    parts = [losses(*(each[i : i + 1] for each in batch))["loss"] for i in range(4)]
+    assert [weight.item() > 0 for _, weight in parts] == [True, False, False, False]
+    for total, each in zip(whole, zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(sum(each), total)

@@ -14,7 +14,15 @@ from bedplate.models.detector import Detector, DetectorConfig, Pyramid, varifoca
 from bedplate.models.set_detector import SetDetector
 from bedplate.models.vit import ViT
 
-from .pictures import LABELS, average_precision, normalised, pictures, tiny_config, tiny_encoder
+from .pictures import (
+    LABELS,
+    average_precision,
+    check_that_parts_weigh_what_the_batch_weighs,
+    normalised,
+    pictures,
+    tiny_config,
+    tiny_encoder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +169,7 @@ def test_a_loss_is_the_sum_of_its_parts(detector: Detector) -> None:
 
 
 def test_a_batch_weighs_what_its_parts_weigh(detector: Detector) -> None:
-    """Pictures without objects add a loss and no weight: micro-batches and ranks change nothing."""
-    pixels, boxes, classes = pictures(4)
-    classes[1:] = -1
-    whole = detector.losses(normalised(pixels), boxes, classes)["loss"]
-    parts = [detector.losses(normalised(pixels[i : i + 1]), boxes[i : i + 1], classes[i : i + 1]) for i in range(4)]
-    assert [part["loss"][1].item() > 0 for part in parts] == [True, False, False, False]
-    for number, value in enumerate(whole):
-        torch.testing.assert_close(sum(part["loss"][number] for part in parts), value)
+    check_that_parts_weigh_what_the_batch_weighs(detector.losses)
 
 
 def test_of_keeps_the_base_and_interpolates_its_positions() -> None:

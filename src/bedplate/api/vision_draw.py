@@ -28,10 +28,15 @@ def expanded(source: Source) -> list[Source]:
     """A folder as its pictures, anything else as it is."""
     if not is_folder(source):
         return [source]
-    found = sorted(path for path in Path(source).expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = pictures_below(source)
     if not found:
         raise InputError(f"{source}: a folder without pictures; known suffixes are {', '.join(SUFFIXES)}")
     return list(found)
+
+
+def pictures_below(folder: str | Path) -> list[Path]:
+    """The pictures in a folder and the folders in it, sorted."""
+    return sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def draw_targets(

@@ -33,7 +33,7 @@ from bedplate.cli import (
     tokenizer,
     transfer,
 )
-from bedplate.cli.output import say, say_once
+from bedplate.cli.output import is_main, say, say_once
 from bedplate.errors import InputError, Interrupted, RankError
 
 
@@ -50,7 +50,8 @@ class Verbs(TyperGroup):
             say(f"Error: {error}")
             raise typer.Exit(1) from error
         except Interrupted as stop:  # a plain KeyboardInterrupt has nothing to say, and typer exits with 130 itself
-            say_once(str(stop))
+            if is_main():  # all ranks stop, and a scheduler counts the seconds until they have
+                say(str(stop))
             raise typer.Exit(130) from stop
 
 

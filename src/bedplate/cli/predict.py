@@ -1,6 +1,5 @@
 """`bedplate predict`."""
 
-import os
 from typing import Annotated, Any
 
 import typer
@@ -120,15 +119,12 @@ def command(
 
 def _names(texts: list[str], count: int) -> list[str]:
     """What each prediction is of: a text or a picture as it was given, a picture of a folder by its path."""
-    if len(texts) != count or any(os.path.isdir(text) for text in texts):  # only models of images look into folders
-        from bedplate.api.vision_draw import expanded
+    if not texts:
+        return [""] * count
+    from bedplate.api.vision_draw import is_folder, pictures_below
 
-        try:
-            pictures = [str(image) for text in texts for image in expanded(text)]
-        except InputError:  # a text that is called as a folder is
-            pictures = texts
-        texts = pictures if len(pictures) == count else texts
-    return texts or [""] * count
+    each = [str(one) for text in texts for one in (pictures_below(text) if is_folder(text) else [text])]
+    return each if len(each) == count else texts  # to a model of texts a folder's name is a text
 
 
 def _print_boxes(found: list[dict[str, Any]], name: str) -> None:

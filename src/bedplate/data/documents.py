@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from bedplate.data.shards import TokenStream
 
 PADDING = -1
 LONGEST = 512  # tokens of a document that are looked at: a book is many documents of this length
-SHORTEST, TRIES = 64, 8  # tokens of a document that is drawn, and draws for one: of a sentence's words there are few
 PASSAGES = 16, 32, 64  # tokens of a passage: about a sentence, two, and a paragraph
 COUNTED = 10_000_000  # tokens from which frequencies are taken
 COMMON = 1e-4  # frequency above which a token counts less, as word2vec subsamples (arXiv 1310.4546, section 2.3)
@@ -46,17 +45,6 @@ class _Drawing:
         rows = batch_size // world_size
         self._own = slice(rank * rows, (rank + 1) * rows)
 
-    def _drawn(self, step: int, places: np.ndarray) -> Iterator[np.ndarray]:
-        """The documents around these places; for one that is short, as a sentence is, another, if one is found."""
-        again = np.random.default_rng((self._seed, step, SHORTEST))
-        for place in places:
-            tokens = self._documents.around(int(place))
-            for _ in range(TRIES):
-                if len(tokens) >= SHORTEST:
-                    break
-                tokens = self._documents.around(int(again.integers(0, len(self._documents))))
-            yield tokens
-
     def _beside(self, step: int, **parts: np.ndarray) -> Batch:
         """The loader's batch and this rank's rows of parts `(documents, W)`, as `(B, K, W)`."""
         shared = {name: part.reshape(self._rows, -1, part.shape[1])[self._own] for name, part in parts.items()}
@@ -66,8 +54,7 @@ class _Drawing:
 class DocumentLoader(_Drawing):
     """The batches of another loader, with documents whose words are parted into some that are given and some asked for.
 
-    A document is drawn in proportion to its length, cut to `LONGEST` tokens around the place that was drawn; one of
-    fewer than `SHORTEST` only where hardly any is longer. Each of
+    A document is drawn in proportion to its length, cut to `LONGEST` tokens around the place that was drawn. Each of
     its distinct tokens is given with a probability that is drawn for the document between 0.1 and 0.9, else asked for.
     Batches are a pure function of (seed, step).
     """
@@ -77,9 +64,10 @@ class DocumentLoader(_Drawing):
         generator = np.random.default_rng((self._seed, step))
         count = self._rows * self._each
         given, asked = [], []
-        places, shares = generator.integers(0, len(self._documents), count), generator.uniform(0.1, 0.9, count)
-        for tokens, share in zip(self._drawn(step, places), shares, strict=True):
-            words = np.unique(tokens)
+        for place, share in zip(
+            generator.integers(0, len(self._documents), count), generator.uniform(0.1, 0.9, count), strict=True
+        ):
+            words = np.unique(self._documents.around(int(place)))
             is_given = generator.random(len(words)) < share
             given.append(words[is_given])
             asked.append(words[~is_given])
@@ -101,8 +89,10 @@ class PassageLoader(_Drawing):
         length = int(generator.choice(PASSAGES))
         count = self._rows * self._each * max(PASSAGES) // length
         passages, others = [], []
-        places, shares = generator.integers(0, len(self._documents), count), generator.random(count)
-        for tokens, share in zip(self._drawn(step, places), shares, strict=True):
+        for place, share in zip(
+            generator.integers(0, len(self._documents), count), generator.random(count), strict=True
+        ):
+            tokens = self._documents.around(int(place))
             start = int(share * max(1, len(tokens) - length + 1))
             passages.append(tokens[start : start + length])
             others.append(np.setdiff1d(tokens, passages[-1]))

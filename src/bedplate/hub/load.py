@@ -39,7 +39,8 @@ def load(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # which of them, the device decides
-        raise InputError(f"device={device}: not available to PyTorch here; give cpu, cuda or mps") from error
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device={device}: not available to PyTorch here ({reason}); give cpu, cuda or mps") from error
     kind = str(read_config_values(directory)[0].get("model_type")) if (directory / "config.json").is_file() else ""
     if kind not in KINDS and not is_image_model(directory):
         return model.load(path, device, dtype, adapter)
