@@ -76,6 +76,9 @@ def test_wrong_examples(
         ("model.pooling=max", ["model.pooling", "'max'"]),
         ("train.steps=0", ["train.steps", "greater than 0"]),
         ("task=vote", ["task", "'vote'"]),
+        ("teacher.model=missing", ["missing", "no such folder"]),
+        ("teacher.path=texts.csv", ["teacher has settings and no model; give teacher.model"]),
+        ("teacher.weight=1.5", ["teacher.weight", "less than or equal to 1"]),
     ],
 )
 def test_a_wrong_recipe(run_cli: Any, recipe_file: Path, tmp_path: Path, override: str, parts: list[str]) -> None:
@@ -103,6 +106,7 @@ def test_recipes_of_another_verb(run_cli: Any, recipe_file: Path, tmp_path: Path
         ("data.test_path=x.csv", "for task: classify"),
         ("model.attention=bidirectional", "for task: classify"),
         ("model.pooling=mean", "for task: classify"),
+        ("teacher.model=runs/large", "for task: classify"),
     ],
 )
 def test_settings_of_the_other_task(run_cli: Any, recipe_file: Path, tmp_path: Path, override: str, part: str) -> None:
@@ -191,6 +195,19 @@ def test_a_classifier_is_no_base_of_a_chat_or_a_transfer(
     assert_refused(run_cli("transfer", *command), tmp_path / "run", said)
     assert_refused(run_cli("generate", tiny_classified, "The"), tmp_path / "run", said)
     assert_refused(run_cli("generate", tiny_classified, "The", "--chat"), tmp_path / "run", said)
+
+
+def test_a_teacher_that_is_none(
+    run_cli: Any, recipe_file: Path, tmp_path: Path, tiny_classified: Path, tiny_model: Path, labelled: Path
+) -> None:
+    result = run_cli("finetune", recipe_file, f"teacher.model={tiny_model}")
+    assert_refused(result, tmp_path / "run", "tiny", "is no classifier; fine-tune it on the same labels first")
+    other = tmp_path / "other.csv"
+    other.write_text(labelled.read_text("utf-8").replace(",time", ",hour"), "utf-8")
+    result = run_cli("finetune", recipe_file, f"teacher.model={tiny_classified}", f"data.path={other}")
+    assert_refused(result, tmp_path / "run", "knows the labels place, time, and the data has hour, place")
+    result = run_cli("finetune", recipe_file, f"teacher.model={tiny_classified}", "teacher.path=missing.jsonl")
+    assert_refused(result, tmp_path / "run", "missing.jsonl", "no such file")
 
 
 @pytest.mark.parametrize("verb", ["finetune", "transfer"])

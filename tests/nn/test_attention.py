@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.models.gpt import GPT, GPTConfig
+from bedplate.models.vit import VisionConfig, VisionModel
 from bedplate.nn import attention
 from bedplate.nn.attention import _written_out
+from bedplate.nn.config import TrunkConfig
+from bedplate.nn.presets import PRESETS
 
 N = 17
 
@@ -89,3 +92,30 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones(monkeypatch: pytest.Mo
             gradients.extend(torch.autograd.grad(nats / count, list(gpt.parameters())))
         for one, other in zip(found, expected, strict=True):
             assert (one - other).norm() <= 0.05 * other.norm()  # NaN fails
+
+
+@pytest.mark.skipif(not attention.CPU_HAS_BF16, reason="this CPU multiplies no bf16")
+@pytest.mark.parametrize("size", [16, 80])
+def test_pictures_are_read_as_they_were_trained_on(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients the hidden states are to the bit those of training up to 256 keys, and the kernel's beyond."""
+    trunk = TrunkConfig(32, 2, 2, 2, 16, 64, **PRESETS["vit"])
+    module = VisionModel(VisionConfig((size, size), 4, trunk)).eval()
+    module.init_weights(seed=0)
+    for name, weight in module.named_parameters():
+        if name.endswith("o_proj.weight"):
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    fused: list[int] = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: fused.append(1) or kernel(*a, **k))
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = module(pixels)
+        fused.clear()
+        with torch.no_grad():
+            read = module(pixels)
+    few = 1 + (size // 4) ** 2 <= attention.READ_WRITTEN_OUT
+    assert bool(fused) != few
+    assert torch.equal(read, trained) if few else (read - trained).norm() / trained.norm() < 0.01
+    with torch.no_grad():
+        module(pixels)
+    assert fused, "fp32 takes the kernel"

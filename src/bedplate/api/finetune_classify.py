@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
 from bedplate.api.record import write_finetune_report
+from bedplate.api.teacher import Teacher, read_unlabelled, with_labels
 from bedplate.data.apart import USES
 from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
@@ -71,12 +73,14 @@ class ClassifyRun(FinetuneRun):
             train, more = without_duplicates(train, val)
             near += more
         self.parts = {"train": train} | ({"val": val} if val else {}) | ({"test": test} if test else {})
-        self.rows = {name: self.encode(part) for name, part in self.parts.items()}
+        self.rows = {name: self.encode(part.texts, part.labels) for name, part in self.parts.items()}
+        taught = self._ask_teacher(log)
         self.found = {
             "column": whole.column,
             "label": whole.label,
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
+            **taught,
             "dropped": dict(whole.dropped),
             "near_duplicates": near,
             "windowed": sum(rows.windowed for rows in self.rows.values()),
@@ -85,11 +89,33 @@ class ClassifyRun(FinetuneRun):
         for line in [*said(self.found, self.length), *whole.doubts()]:
             log.say(line)
 
-    def encode(self, part: LabelledTexts) -> Rows:
+    def encode(self, texts: Sequence[str], labels: Sequence[str]) -> Rows:
+        """Texts as rows; those beyond the labels have none."""
         index = {label: number for number, label in enumerate(self.classes)}
-        labels = [index[label] for label in part.labels]
+        numbers = [index[label] for label in labels] + [-1] * (len(texts) - len(labels))
         most, framed = self.recipe.data.max_tokens, self.base.config.is_encoder
-        return encode_rows(self.tokenizer, part.texts, labels, self.length, most, framed)
+        return encode_rows(self.tokenizer, texts, numbers, self.length, most, framed)
+
+    def _ask_teacher(self, log: RunLog) -> dict[str, int]:
+        """Put the teacher's word on what is trained on, unlabelled texts included; {"unlabelled": their number}."""
+        recipe, train = self.recipe.teacher, self.parts["train"]
+        self.teacher_key = ""
+        if recipe.model is None:
+            return {}
+        teacher = Teacher(recipe, self.classes, self.hardware)
+        known = [text for part in self.parts.values() for text in part.texts]
+        more = read_unlabelled(recipe, train.column, known)
+        scored = [text for name, part in self.parts.items() if name != "train" for text in part.texts]
+        near = set(near_duplicates(more, scored).tolist())
+        texts = [*train.texts, *(text for i, text in enumerate(more) if i not in near)]
+        rows = self.encode(texts, train.labels)
+        log.say(f"The teacher, {recipe.model}, reads {len(texts):,} texts, or has read them.")
+        told = self.timed("teacher", lambda: teacher.probabilities(texts))
+        self.rows["train"] = replace(rows, targets=with_labels(told, rows.labels, recipe.weight))
+        self.teacher_key = teacher.key(texts)
+        agree = np.mean(told[: len(train)].argmax(1) == rows.labels[: len(train)])
+        log.say(f"It is of the label's opinion on {agree:.1%} of the {len(train):,} texts with labels.")
+        return {"unlabelled": len(texts) - len(train)}
 
     def trainer(self, log: RunLog) -> Trainer:
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
@@ -105,7 +131,8 @@ class ClassifyRun(FinetuneRun):
         return metric, self.task.metrics.get(metric, "min")
 
     def facts(self) -> list[dict[str, Any]]:
-        return [{"fingerprint": self.fingerprint(), **self.base_facts(), **self.found}]
+        marks = [self.fingerprint(), *([f"teacher:{self.teacher_key}"] if self.teacher_key else [])]
+        return [{"fingerprint": " ".join(marks), **self.base_facts(), **self.found}]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)

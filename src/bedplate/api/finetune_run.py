@@ -145,6 +145,7 @@ class FinetuneRun(Run[FinetuneRecipe]):
             "base": recipe.base,
             "model": recipe.model.model_dump(mode="json"),
             "adapter": recipe.adapter.model_dump(mode="json"),
+            "teacher": recipe.teacher.model_dump(mode="json", exclude={"path"}),
             "optimizer.name": recipe.optimizer.name,
             "train.ema": recipe.train.ema,
             "evaluate.metric": recipe.evaluate.metric,

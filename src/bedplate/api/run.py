@@ -28,6 +28,8 @@ from bedplate.train.log import RunLog, read_rows, write_whole
 from bedplate.train.loop import Trainer
 from bedplate.train.ranks import Ranks
 
+BASES = "base", "vision_base", "text_base", "image_base", "tokenizer_base"
+
 R = TypeVar("R", bound=RunRecipe)
 
 
@@ -287,13 +289,14 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any], section: str = 
 def without_paths(record: dict[str, Any], verb: str) -> dict[str, Any]:
     """A record for others to read: a model is given away, and where its owner keeps files is not part of it."""
     recipe: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in record["recipe"].items()}
-    private = [("data", key) for key in ("path", "val_path", "test_path", "cache")] + [("tokenizer", "path")]
+    private = [("data", key) for key in ("path", "val_path", "test_path", "cache")]
+    private += [("tokenizer", "path"), ("teacher", "path")]
     for section, key in private:
         value: Any = recipe.get(section, {}).get(key)
         if value:
             recipe[section][key] = [Path(str(each)).name for each in value] if isinstance(value, list) else "..."
-    for named in (recipe, recipe.get("model", {})):
-        for key in ("base", "vision_base", "text_base", "image_base", "tokenizer_base"):
+    for named, keys in (recipe, BASES), (recipe.get("model", {}), BASES), (recipe.get("teacher", {}), ("model",)):
+        for key in keys:
             if base := named.get(key):
                 named[key] = base if ":" in base else Path(base).name
     return record | {"recipe": recipe | {"out": record["name"]}, "command": f"bedplate {verb} recipe.yaml"}

@@ -71,6 +71,7 @@ class Rows:
         labels: Label of each text (T,) int64; -1 where it is not known.
         windowed: Texts of more than one row.
         truncated: Texts whose end was left out.
+        targets: What is learnt of each text, where that is not its label: probabilities of the labels (T, C) fp32.
     """
 
     ids: list[list[int]]
@@ -78,6 +79,7 @@ class Rows:
     labels: np.ndarray
     windowed: int
     truncated: int
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -140,7 +142,7 @@ class SortedLoader:
         return -(-len(self._rows) // self._batch_size)
 
     def batch(self, step: int) -> Batch:
-        """`ids (B, N)` int64 padded with 0, `lengths (B,)`, `labels (B,)`."""
+        """`ids (B, N)` int64 padded with 0, `lengths (B,)`, `labels (B,)`; `targets (B, C)` where rows have them."""
         epoch, place = divmod(step, self.steps_per_epoch)
         return _collate(self._rows, self._epoch_of(epoch)[place])
 
@@ -185,8 +187,11 @@ def _collate(rows: Rows, index: np.ndarray) -> Batch:
     lengths = np.array([len(ids) for ids in picked])
     ids = np.zeros((len(picked), lengths.max()), np.int64)
     ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate(picked)
-    labels = rows.labels[rows.text[index]]
-    return {"ids": torch.from_numpy(ids), "lengths": torch.from_numpy(lengths), "labels": torch.from_numpy(labels)}
+    text = rows.text[index]
+    arrays = {"ids": ids, "lengths": lengths, "labels": rows.labels[text]}
+    if rows.targets is not None:
+        arrays["targets"] = rows.targets[text]
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _windows(tokens: list[int], length: int) -> list[list[int]]:

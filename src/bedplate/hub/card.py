@@ -177,6 +177,8 @@ def _source(meta: Mapping[str, Any]) -> str:
             parts.append(f"{split} {size['documents']:,} documents, {size['tokens']:,} tokens")
         elif size:
             parts.append(f"{split} {size:,} {'pictures' if meta.get('pictures') else 'examples'}")
+    if unlabelled := meta.get("unlabelled"):
+        parts.append(f"{unlabelled:,} texts without labels, of which the teacher gave its word")
     if near := meta.get("near_duplicates"):
         parts.append(f"{near:,} near-duplicates of scored texts removed from the training")
     return "; ".join(parts)

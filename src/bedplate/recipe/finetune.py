@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.recipe.schema import Count, LoopRecipe, OptimizerRecipe, Paths, Positive, Rate, RunRecipe, Share, Strict
+from bedplate.recipe.schema import (
+    Count,
+    LoopRecipe,
+    Number,
+    OptimizerRecipe,
+    Paths,
+    Positive,
+    Rate,
+    RunRecipe,
+    Share,
+    Strict,
+)
 
 
 class FinetuneModelRecipe(Strict):
@@ -44,6 +55,27 @@ class AdapterRecipe(Strict):
             raise ValueError("adapter.targets names no layer; leave it out for all linear layers of the blocks")
         if not self.rank and (self.alpha, self.targets, self.dropout) != (None, None, 0):
             raise ValueError("adapter has settings and no rank; give adapter.rank, 8 for example, or leave them out")
+        return self
+
+
+class TeacherRecipe(Strict):
+    """classify: a larger classifier, whose word on each text is learnt beside the labels (distillation)."""
+
+    model: str | None = None
+    """a classifier of the same labels, of any family: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
+    path: Paths | None = None
+    """texts without labels, on which its word is all there is: what `data.path` takes, or .txt of one text each"""
+    column: str | None = None
+    """the column of these texts (default: that of the labelled ones)"""
+    weight: Annotated[float, Field(ge=0, le=1), Number] = 0.5
+    """what its word counts on texts with labels; the label counts the rest"""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> TeacherRecipe:
+        if self.model is None and (self.path, self.column, self.weight) != (None, None, 0.5):
+            raise ValueError("teacher has settings and no model; give teacher.model, or leave them out")
+        if self.column is not None and self.path is None:
+            raise ValueError("teacher.column names a column of teacher.path, which is not given")
         return self
 
 
@@ -137,6 +169,7 @@ class FinetuneRecipe(RunRecipe):
     """the pre-trained model: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
     model: FinetuneModelRecipe = Field(default_factory=FinetuneModelRecipe)
     adapter: AdapterRecipe = Field(default_factory=AdapterRecipe)
+    teacher: TeacherRecipe = Field(default_factory=TeacherRecipe)
     data: FinetuneDataRecipe
     train: FinetuneTrainRecipe = Field(default_factory=FinetuneTrainRecipe)
     optimizer: FinetuneOptimizerRecipe = Field(default_factory=FinetuneOptimizerRecipe)
@@ -147,6 +180,8 @@ class FinetuneRecipe(RunRecipe):
     def _agrees(self) -> FinetuneRecipe:
         if self.train.steps is None and self.train.epochs is None:
             raise ValueError("train.steps and train.epochs are both null; give one of them")
+        if self.teacher.model is not None and self.task != "classify":
+            raise ValueError(f"teacher is for task: classify, not for {self.task}")
         if self.task == "classify" and (self.data.prompt or self.data.response):
             raise ValueError(
                 "data.prompt and data.response are for task: chat; a classifier has data.column and data.label"

@@ -217,14 +217,15 @@ def _mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Sections:
 
 
 def data_section(data: Mapping[str, Any], what: str = "texts") -> Sections:
-    """The facts that are given of "path", "column", "label", "train", "val", "test", "near_duplicates",
-    "equal_pictures", "truncated" and "dropped" ({what: count})."""
+    """The facts that are given of "path", "column", "label", "train", "unlabelled", "val", "test",
+    "near_duplicates", "equal_pictures", "truncated" and "dropped" ({what: count})."""
     named = what.capitalize()
     facts = {
         "path": "Read from",
         "column": f"Column of the {what}",
         "label": "Column of the labels",
         "train": f"{named} to learn from",
+        "unlabelled": f"{named} without labels, read by the teacher",
         "val": f"{named} to validate",
         "test": f"{named} to test",
         "near_duplicates": f"Near-duplicates of held-out {what}",

@@ -21,6 +21,8 @@ from bedplate.tasks import Batch, row_count
 class Classify:
     """A label for each text. Batches hold `ids (B, N)`, `lengths` and `labels (B,)`; to evaluate, `text (B,)` too.
 
+    Where they hold `targets (B, C)`, probabilities of the labels, these are learnt in place of the labels.
+
     A text longer than a row is read in windows: each of them is trained on, and the mean of their logits decides.
     """
 
@@ -32,7 +34,7 @@ class Classify:
 
     def loss(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         logits = self.module(batch["ids"], batch["lengths"])
-        total = F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        total = F.cross_entropy(logits.float(), batch.get("targets", batch["labels"]), reduction="sum")
         return {"loss": (total, row_count(logits))}
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, dict[str, float]]:
