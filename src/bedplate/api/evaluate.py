@@ -51,7 +51,7 @@ def evaluate(
     progress: Callable[[str], object] = lambda line: None,
     column: str | None = None,
     sequence_length: int | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     isolate_documents: bool = False,
     device: str = "auto",
     label: str | None = None,
@@ -82,7 +82,7 @@ def evaluate(
         progress: called with a line as each task of a suite is done.
         column: column of the text (default: `text`, for a classifier guessed).
         sequence_length: tokens of a row (default: the context, at most 1,024; a classifier's as it was trained).
-        batch_size: rows at one time, of a language model.
+        batch_size: rows at one time (default: 8), of a language model on a text.
         device: auto (the first GPU, else the CPU), cpu, cuda or mps, for a model that is loaded here.
         label: column of the label (default: guessed), for a classifier.
         adapter: a LoRA adapter to put on it, for a model that is loaded here.
@@ -103,30 +103,33 @@ def evaluate(
     given = [name for name, value in (("data", data), ("suite", suite), ("harness", harness)) if value is not None]
     if len(given) != 1:
         raise InputError(f"give one of data, suite and harness to measure on, not {' and '.join(given) or 'none'}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be 1 or more")
     loaded = load(model, choose_device(device), adapter=adapter) if isinstance(model, str | Path) else model
     others: dict[str, Any]
     if isinstance(loaded, MultimodalModel):
         others = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit, "scoring": scoring}
-        others |= {"summary": summary, "sequence_length": sequence_length, "probe": probe}
+        others |= {"summary": summary, "sequence_length": sequence_length, "batch_size": batch_size, "probe": probe}
         others |= {"isolate_documents": isolate_documents or None}
         others |= {name: options.pop(name, None) for name in ("examples", "shots", "method", "calibrate")}
-        if name := next((name for name, value in others.items() if value is not None), None):
-            raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
         from bedplate.hub.draw_model import DrawModel
 
         if not isinstance(loaded, DrawModel):  # nothing is drawn
-            options.pop("seed", None)
+            others["seed"] = options.pop("seed", None)
+        if name := next((name for name, value in others.items() if value is not None), None):
+            raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
         assert data is not None
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
-    chosen = label_options(
-        labels, options.pop("examples", None), options.pop("shots", None), options.pop("seed", 0), options
-    )
+    seed = options.pop("seed", None)
+    if seed is not None and labels is None:
+        raise InputError(f"seed={seed} draws examples of labels or drawings, and nothing is drawn here; leave it out")
+    chosen = label_options(labels, options.pop("examples", None), options.pop("shots", None), seed or 0, options)
     if name := next((name for name in ("judge", "best_of", "ranker") if name in options), None):
         raise InputError(f"{name}={options[name]} is for models that draw, and this is none")
     if isinstance(loaded, ImageModel):
         others = {"suite": suite, "harness": harness, "tasks": tasks or None, "limit": limit}
         others |= {"scoring": scoring, "summary": summary, "labels": labels, "sequence_length": sequence_length}
-        others |= options
+        others |= options | {"batch_size": batch_size}
         others |= {"isolate_documents": isolate_documents or None}
         if name := next((name for name, value in others.items() if value is not None), None):
             raise InputError(
@@ -140,12 +143,13 @@ def evaluate(
         if labels is not None:
             raise InputError("labels are for data; a suite and a harness bring their own")
         of_data = {"column": column, "label": label, "summary": summary, "sequence_length": sequence_length}
-        _need_none(of_data | {"isolate_documents": isolate_documents or None} | options, "a suite or a harness")
+        of_data |= {"batch_size": batch_size, "isolate_documents": isolate_documents or None}
+        _need_none(of_data | options, "a suite or a harness")
         return _on_tasks(loaded, suite, harness, tasks, limit, scoring, progress)
     if tasks or limit is not None or scoring is not None:
         raise InputError("tasks, limit and scoring are for suite and harness; a text or labelled texts have none")
     if labels is not None:
-        of_text = {"summary": summary, "sequence_length": sequence_length}
+        of_text = {"summary": summary, "sequence_length": sequence_length, "batch_size": batch_size}
         _need_none(of_text | {"isolate_documents": isolate_documents or None}, "a choice between labels")
         return evaluate_labels(loaded, data, column=column, label=label, **chosen, **options)
     _need_none(options, "text or labelled texts")
@@ -176,7 +180,7 @@ def _on_texts(
     label: str | None,
     summary: str | None,
     sequence_length: int | None,
-    batch_size: int,
+    batch_size: int | None,
     *,
     isolate_documents: bool,
 ) -> dict[str, Any]:
@@ -184,10 +188,11 @@ def _on_texts(
     if loaded.tokenizer is None:
         raise InputError("the model has no tokenizer.json, which measuring on text needs")
     module, length = loaded.module, _length(loaded, sequence_length)
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be 1 or more")
-    if summary is not None and loaded.summarizer() is None:
+    writer = loaded.summarizer()
+    if summary is not None and writer is None:
         raise InputError(f"summary={summary!r} is for summarisers; this model was not taught to summarise")
+    if batch_size is not None and (writer is not None or isinstance(module, Classifier)):
+        raise InputError("batch_size is for language models; this one's batches follow from the lengths of its texts")
     if isinstance(module, Classifier):
         if isolate_documents:
             raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
@@ -196,11 +201,11 @@ def _on_texts(
         return _classifier(module, loaded.tokenizer, data, Reading(length, most))
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")
-    if (writer := loaded.summarizer()) is not None:
+    if writer is not None:
         if sequence_length is not None or isolate_documents:
             raise InputError("sequence_length and isolate_documents are not for summarisers; leave them out")
         return _summarizer(writer, paths, column, summary)
-    return _language_model(loaded, paths, column or "text", length, batch_size, isolate_documents)
+    return _language_model(loaded, paths, column or "text", length, batch_size or 8, isolate_documents)
 
 
 def _length(loaded: Model, wanted: int | None) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from bedplate.cli.answers import print_answers
-from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Seed, Shots, TemplateOption, line_breaks
+from bedplate.cli.labels import Calibrate, Examples, Labels, Method, Shots, TemplateOption, line_breaks
 from bedplate.cli.output import Json, print_json, print_left_out, say
 from bedplate.cli.tasks import print_tasks
 
@@ -53,7 +53,9 @@ def command(
         int | None,
         typer.Option(help="Tokens of a row.", show_default="the context, at most 1024; a classifier's as trained"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Rows at one time.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows at one time, of a language model on a text.", show_default="8")
+    ] = None,
     isolate_documents: Annotated[
         bool, typer.Option("--isolate-documents", help="Hide the documents of a row from each other.")
     ] = False,
@@ -62,7 +64,9 @@ def command(
     template: TemplateOption = None,
     examples: Examples = None,
     shots: Shots = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Chooses the examples of labels, or what is drawn.", show_default="0")
+    ] = None,
     calibrate: Calibrate = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="A LoRA adapter to put on the model: a folder.")] = None,
@@ -89,7 +93,7 @@ def command(
         "calibrate": calibrate,
         "judge": judge,
     }
-    options |= {"question": question, "kind": kind, "best_of": best_of, "ranker": ranker}
+    options |= {"question": question, "kind": kind, "best_of": best_of, "ranker": ranker, "seed": seed}
     result = evaluate(
         model,
         data or None,
@@ -111,7 +115,6 @@ def command(
         probe=probe or None,
         examples=examples,
         shots=shots,
-        seed=seed,
         **{name: value for name, value in options.items() if value is not None},
     )
     if json:

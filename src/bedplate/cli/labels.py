@@ -24,7 +24,6 @@ TemplateOption = Annotated[
 ]
 Examples = Annotated[str | None, typer.Option(help="A file of labelled texts to take examples from.")]
 Shots = Annotated[int | None, typer.Option(help="Examples of each label.", show_default="4 with --examples")]
-Seed = Annotated[int, typer.Option(help="Chooses the examples.")]
 Calibrate = Annotated[
     bool | None,
     typer.Option(
