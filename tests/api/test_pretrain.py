@@ -1,6 +1,7 @@
 """`pretrain`: what a run directory holds, what a dry run says, and what is refused before anything is written."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from bedplate.errors import InputError
 from bedplate.recipe import read_recipe
 from bedplate.train.checkpoint import Checkpoints
 from bedplate.train.log import read_rows
+from bedplate.train.loop import Trainer
 
 
 def test_a_run_directory_is_whole(tiny_run: Path, tiny_recipe: Any) -> None:
@@ -176,3 +178,19 @@ def test_a_cache_of_shards_elsewhere_leaves_other_caches_here(monkeypatch: pytes
     assert str(cache_folder(local=False)) == "memory:/shards"
     with pytest.raises(InputError, match="pictures are kept on this machine"):
         cache_folder(Path("s3://bucket/cache"))
+
+
+@pytest.mark.parametrize("step", [3, 10, 20])  # before the first checkpoint, beside one, behind the last step
+def test_a_run_directory_that_is_removed_is_told(
+    tmp_path: Path, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    train_step = Trainer._train_step
+
+    def removing(self: Trainer, batch: Any) -> None:
+        train_step(self, batch)
+        if self.step + 1 == step:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(Trainer, "_train_step", removing)
+    with pytest.raises(InputError, match="run: the run directory was removed while the run wrote to it"):
+        bedplate.pretrain(tiny_recipe(tmp_path / "run"))
