@@ -1,6 +1,7 @@
 """Sentences of labelled reviews that say what their review says: more rows to teach a classifier of sentences with.
 
 python benchmarks/self_training.py imdb.csv rt-train.csv --test rt-test.csv
+python benchmarks/self_training.py imdb.csv rt-train.csv --unlabelled unlabelled.jsonl
 python benchmarks/self_training.py imdb.csv rt-train.csv --model runs/rt --out kept.csv
 bedplate finetune recipes/classify.yaml base=runs/passages data.path=kept.csv data.max_tokens=64 \\
     train.sequence_length=64 train.epochs=1 train.batch_size=32 data.val_fraction=0.02 out=runs/kept
@@ -9,13 +10,16 @@ bedplate finetune recipes/classify.yaml base=runs/kept data.path=rt-train.csv da
 
 The files are those of docs/text.md. Two teachers read each sentence of the reviews: logistic regression on TF-IDF of
 reviews and sentences, and `--model`, a classifier that was fine-tuned on both. The sum of their scores, each in its own
-standard deviations, has to favour the review's label by `--least`; as many sentences of each label are kept.
+standard deviations, has to favour the review's label by `--least`; as many sentences of each label are kept. With
+`--unlabelled` all sentences are written, without labels, for a teacher of `finetune` (docs/adapt.md), and nothing else
+is done.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bedplate
-from bedplate.data.labelled import read_labelled
+from bedplate.data.labelled import LabelledTexts, read_labelled
 
 WORDS = (5, 45)  # of a sentence that is kept
 ROWS = 256
@@ -39,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--test", type=Path, help="sentences to score the regression on, which is then all that is done"
     )
+    parser.add_argument("--unlabelled", type=Path)
     parser.add_argument("--out", type=Path, default=Path("kept.csv"))
     args = parser.parse_args()
     reviews, taught = read_labelled([str(args.reviews)]), read_labelled([str(args.sentences)])
@@ -49,12 +54,12 @@ def main() -> None:
         told = counted_words([*taught.texts, *styled], labels, len(taught), test.texts) > 0
         print(f"TF-IDF and logistic regression: {np.mean(told == (np.array(test.labels) == '1')):.1%} of {len(test):,}")
         return
-    found = [
-        (sentence, label)
-        for text, label in zip(reviews.texts, reviews.labels, strict=True)
-        for part in re.split(r"(?<=[.!?])[\"')]*\s+", text)
-        if WORDS[0] <= len((sentence := restyled(part)).split()) <= WORDS[1]
-    ]
+    found = sentences_of(reviews)
+    if args.unlabelled:
+        rows = [json.dumps({"text": text}, ensure_ascii=False) for text in dict.fromkeys(text for text, _ in found)]
+        args.unlabelled.write_text("\n".join(rows) + "\n", "utf-8")
+        print(f"{len(rows):,} sentences")
+        return
     texts, sides = [text for text, _ in found], np.array([1 if label == "1" else -1 for _, label in found])
     votes = [counted_words([*taught.texts, *styled], labels, len(taught), texts), read(args.model, texts)]
     score = sum(vote / vote.std() for vote in votes) * sides
@@ -64,6 +69,16 @@ def main() -> None:
     with args.out.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *(found[i] for i in kept.tolist())])
     print(f"{len(kept):,} of {len(found):,} sentences are kept; {np.mean(score > 0):.1%} are of the review's label")
+
+
+def sentences_of(reviews: LabelledTexts) -> list[tuple[str, str]]:
+    """(sentence, its review's label), in the style of the sentences."""
+    return [
+        (sentence, label)
+        for text, label in zip(reviews.texts, reviews.labels, strict=True)
+        for part in re.split(r"(?<=[.!?])[\"')]*\s+", text)
+        if WORDS[0] <= len((sentence := restyled(part)).split()) <= WORDS[1]
+    ]
 
 
 def restyled(text: str) -> str:

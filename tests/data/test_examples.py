@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
-from bedplate.data.tokenizer import train_tokenizer
+from bedplate.data.tokenizer import frame_texts, train_tokenizer
 
 SENTENCES = ["the cat sees a dog", "a small bird hears her sister", "für immer near the sea", "again and again"]
 
@@ -141,3 +141,12 @@ def test_what_a_text_spells_is_text(tokenizer: Tokenizer) -> None:
     assert [tokenizer.decode(ids) for ids in rows.ids] == texts
     assert rows.labels.tolist() == [-1, -1]
     assert special & set(tokenizer.encode("<|im_end|>").ids), "the tokenizer is as it was"
+
+
+def test_a_text_that_is_cut_to_a_row_is_one_row(tokenizer: Tokenizer) -> None:
+    """Also where each row stands between an encoder's tokens."""
+    texts = [" ".join(SENTENCES * 3), "again"]
+    for one, framed in ((tokenizer, False), (frame_texts(tokenizer), True)):
+        rows = encode_rows(one, texts, None, 16, max_tokens=16, framed=framed)
+        assert [len(ids) for ids in rows.ids] == [16, len(one.encode("again").ids)]
+        assert (rows.truncated, rows.windowed) == (1, 0)

@@ -100,7 +100,8 @@ def encode_rows(
 
     Args:
         labels: Index of each text's label; None where there are none.
-        max_tokens: Tokens after which a text is cut; None for no limit.
+        max_tokens: Tokens after which a text is cut, those around it counted, so that as many as a row holds make one
+            row; None for no limit.
         framed: Whether each row stands between what the tokenizer puts around a text, such as BERT's [CLS] and [SEP].
 
     Raises:
@@ -111,12 +112,13 @@ def encode_rows(
     room = sequence_length - len(before) - len(behind)
     if room < 1:
         raise InputError(f"sequence_length={sequence_length} has no room beside the tokens around a text; give more")
+    most = None if max_tokens is None else max(1, max_tokens - len(before) - len(behind))
     ids: list[list[int]] = []
     text: list[int] = []
     windowed = truncated = 0
     for number, tokens in enumerate(encoded):
-        if max_tokens is not None and len(tokens) > max_tokens:
-            tokens, truncated = tokens[:max_tokens], truncated + 1
+        if most is not None and len(tokens) > most:
+            tokens, truncated = tokens[:most], truncated + 1
         rows = [before + row + behind for row in _windows(tokens, room)]
         windowed += len(rows) > 1
         ids += rows

@@ -103,7 +103,8 @@ class FinetuneDataRecipe(Strict):
     test_path: Paths | None = None
     """classify, summarize: examples that are scored once, at the end; near-duplicates of them are not trained on"""
     max_tokens: Positive | None = None
-    """classify: use a text's first so many tokens (default: all, in windows of train.sequence_length)"""
+    """classify: use a text's first so many tokens, an encoder's [CLS] and [SEP] counted (default: all, in windows of
+    train.sequence_length)"""
 
 
 class FinetuneTrainRecipe(LoopRecipe):
