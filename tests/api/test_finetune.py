@@ -367,8 +367,9 @@ def test_options_that_nothing_reads_are_refused(tiny_classified: Path, tiny_mode
             bedplate.evaluate(model, labelled, **options)
     with pytest.raises(InputError, match="batch_size is for language models"):
         bedplate.evaluate(tiny_classified, labelled, batch_size=4)
-    with pytest.raises(InputError, match="seed=1 draws examples of labels or drawings, and nothing is drawn here"):
-        bedplate.evaluate(tiny_model, labelled, seed=1)
+    for options in ({}, {"labels": "place,time"}):
+        with pytest.raises(InputError, match="seed=1 draws examples of labels from a file, and none is given"):
+            bedplate.evaluate(tiny_model, labelled, seed=1, **options)
     with pytest.raises(InputError, match="batch_size is no option of measuring on a suite"):
         bedplate.evaluate(tiny_model, suite=labelled.parent, batch_size=4)
     with pytest.raises(InputError, match="column is no option of measuring on a suite"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import bedplate
 from bedplate.api.folders import cache_folder, only_one
+from bedplate.api.pretrain import Pretraining
 from bedplate.errors import InputError
 from bedplate.recipe import read_recipe
 from bedplate.train.checkpoint import Checkpoints
@@ -180,9 +182,10 @@ def test_a_cache_of_shards_elsewhere_leaves_other_caches_here(monkeypatch: pytes
         cache_folder(Path("s3://bucket/cache"))
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
 @pytest.mark.parametrize("step", [3, 10, 20])  # before the first checkpoint, beside one, behind the last step
 def test_a_run_directory_that_is_removed_is_told(
-    tmp_path: Path, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch, step: int
+    tmp_path: Path, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch, step: int, is_stopped: bool
 ) -> None:
     train_step = Trainer._train_step
 
@@ -190,7 +193,17 @@ def test_a_run_directory_that_is_removed_is_told(
         train_step(self, batch)
         if self.step + 1 == step:
             shutil.rmtree(tmp_path / "run")
+            if is_stopped:
+                signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Trainer, "_train_step", removing)
-    with pytest.raises(InputError, match="run: the run directory was removed while the run wrote to it"):
+    with pytest.raises(InputError, match=r"environment\.json: the file or its folder was removed"):
         bedplate.pretrain(tiny_recipe(tmp_path / "run"))
+
+
+def test_a_run_directory_that_is_removed_at_the_end_is_told(
+    tmp_path: Path, tiny_recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pretraining, "write_report", lambda self, record: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(InputError, match="the file or its folder was removed while the run went on"):
+        bedplate.pretrain(tiny_recipe(tmp_path / "run", "train.steps=1"))

@@ -205,9 +205,14 @@ def test_a_teacher_that_is_none(
     other = tmp_path / "other.csv"
     other.write_text(labelled.read_text("utf-8").replace(",time", ",hour"), "utf-8")
     result = run_cli("finetune", recipe_file, f"teacher.model={tiny_classified}", f"data.path={other}")
-    assert_refused(result, tmp_path / "run", "knows the labels place, time, and the data has hour, place")
+    assert_refused(result, tmp_path / "run", "only one of them has 'hour', 'time'")
     result = run_cli("finetune", recipe_file, f"teacher.model={tiny_classified}", "teacher.path=missing.jsonl")
     assert_refused(result, tmp_path / "run", "missing.jsonl", "no such file")
+    taught = (f"teacher.model={tiny_classified}", f"teacher.path={labelled}")
+    result = run_cli("finetune", recipe_file, *taught)
+    assert_refused(result, tmp_path / "run", "labelled.csv: no text is left to learn from the teacher alone")
+    result = run_cli("finetune", recipe_file, *taught, "teacher.column=words")
+    assert_refused(result, tmp_path / "run", "no column 'words' among 'text', 'label'; name that of the texts")
 
 
 @pytest.mark.parametrize("verb", ["finetune", "transfer"])

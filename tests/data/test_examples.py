@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from bedplate.data.examples import Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.tokenizer import frame_texts, train_tokenizer
+from bedplate.errors import InputError
 
 SENTENCES = ["the cat sees a dog", "a small bird hears her sister", "für immer near the sea", "again and again"]
 
@@ -150,3 +151,5 @@ def test_a_text_that_is_cut_to_a_row_is_one_row(tokenizer: Tokenizer) -> None:
         rows = encode_rows(one, texts, None, 16, max_tokens=16, framed=framed)
         assert [len(ids) for ids in rows.ids] == [16, len(one.encode("again").ids)]
         assert (rows.truncated, rows.windowed) == (1, 0)
+    with pytest.raises(InputError, match="max_tokens=2 has no room"):
+        encode_rows(frame_texts(tokenizer), texts, None, 16, max_tokens=2, framed=True)

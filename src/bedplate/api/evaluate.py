@@ -117,13 +117,17 @@ def evaluate(
         if not isinstance(loaded, DrawModel):  # nothing is drawn
             others["seed"] = options.pop("seed", None)
         if name := next((name for name, value in others.items() if value is not None), None):
-            raise InputError(f"{name} is for other models; one of texts and pictures is measured on data alone")
+            raise InputError(
+                f"{name} is for other models, and one of texts and pictures is measured on data alone; leave it out"
+            )
         assert data is not None
         return evaluate_multimodal(loaded, as_list(data), column=column, label=label, labels=labels, **options)
-    seed = options.pop("seed", None)
-    if seed is not None and labels is None:
-        raise InputError(f"seed={seed} draws examples of labels or drawings, and nothing is drawn here; leave it out")
-    chosen = label_options(labels, options.pop("examples", None), options.pop("shots", None), seed or 0, options)
+    seed, examples = options.pop("seed", None), options.pop("examples", None)
+    if seed is not None and not isinstance(examples, str | Path):
+        raise InputError(
+            f"seed={seed} draws examples of labels from a file, and none is given as examples; leave it out"
+        )
+    chosen = label_options(labels, examples, options.pop("shots", None), seed or 0, options)
     if name := next((name for name in ("judge", "best_of", "ranker") if name in options), None):
         raise InputError(f"{name}={options[name]} is for models that draw, and this is none")
     if isinstance(loaded, ImageModel):

@@ -65,7 +65,7 @@ class ChatRun(FinetuneRun):
         return metric, "min"
 
     def facts(self) -> list[dict[str, Any]]:
-        return [{"fingerprint": self.fingerprint(), **self.base_facts(), **self.found}]
+        return [{"fingerprint": self.fingerprint(), **self.foreign_facts(), **self.found}]
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)

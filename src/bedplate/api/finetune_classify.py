@@ -20,6 +20,7 @@ from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
+from bedplate.data.sources import shown
 from bedplate.data.tokenizer import save_tokenizer, tokenizer_config
 from bedplate.errors import InputError
 from bedplate.metrics.classification import confusion_matrix
@@ -35,12 +36,15 @@ class ClassifyRun(FinetuneRun):
     module: Classifier
     task: Classify
     scored: Mapping[str, Any] = MappingProxyType({})  # what `score` found
+    teacher: Teacher | None = None
 
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
         config = dict(base.tokenizer_config) or tokenizer_config(self.tokenizer, self.context)
         base.tokenizer_config = config | Reading(self.length, self.recipe.data.max_tokens).to_config()
         self.timed("data", lambda: self._read(log))
+        if self.recipe.teacher.model is not None:
+            self.timed("teacher", lambda: self._ask_teacher(log))
         recipe = self.recipe.model
         is_causal = None if recipe.attention == "base" else recipe.attention == "causal"
         module = Classifier.of(base.module, self.classes, recipe.pooling, dropout=recipe.dropout, is_causal=is_causal)
@@ -74,13 +78,11 @@ class ClassifyRun(FinetuneRun):
             near += more
         self.parts = {"train": train} | ({"val": val} if val else {}) | ({"test": test} if test else {})
         self.rows = {name: self.encode(part.texts, part.labels) for name, part in self.parts.items()}
-        taught = self._ask_teacher(log)
         self.found = {
             "column": whole.column,
             "label": whole.label,
             "classes": self.classes,
             **{name: len(part) for name, part in self.parts.items()},
-            **taught,
             "dropped": dict(whole.dropped),
             "near_duplicates": near,
             "windowed": sum(rows.windowed for rows in self.rows.values()),
@@ -96,26 +98,30 @@ class ClassifyRun(FinetuneRun):
         most, framed = self.recipe.data.max_tokens, self.base.config.is_encoder
         return encode_rows(self.tokenizer, texts, numbers, self.length, most, framed)
 
-    def _ask_teacher(self, log: RunLog) -> dict[str, int]:
-        """Put the teacher's word on what is trained on, unlabelled texts included; {"unlabelled": their number}."""
+    def _ask_teacher(self, log: RunLog) -> None:
+        """Put the teacher's word on what is trained on, and add its texts without labels to that."""
         recipe, train = self.recipe.teacher, self.parts["train"]
-        self.teacher_key = ""
-        if recipe.model is None:
-            return {}
-        teacher = Teacher(recipe, self.classes, self.hardware)
-        known = [text for part in self.parts.values() for text in part.texts]
-        more = read_unlabelled(recipe, train.column, known)
+        self.teacher = teacher = Teacher(recipe, self.classes, self.hardware)
+        more = read_unlabelled(recipe, train.column)
+        known = {text for part in self.parts.values() for text in part.texts}
         scored = [text for name, part in self.parts.items() if name != "train" for text in part.texts]
         near = set(near_duplicates(more, scored).tolist())
-        texts = [*train.texts, *(text for i, text in enumerate(more) if i not in near)]
-        rows = self.encode(texts, train.labels)
-        log.say(f"The teacher, {recipe.model}, reads {len(texts):,} texts, or has read them.")
-        told = self.timed("teacher", lambda: teacher.probabilities(texts))
+        kept = [i for i, text in enumerate(more) if i not in near and text not in known]
+        if recipe.path and not kept:
+            raise InputError(
+                f"{shown(recipe.path)}: no text is left to learn from the teacher alone, for all have labels or nearly "
+                "repeat what is scored; give others, or leave teacher.path out"
+            )
+        log.say(f"The teacher, {recipe.model}, reads {len(train) + len(more):,} texts, or has read them.")
+        told = np.concatenate([teacher.probabilities(train.texts, log.say), teacher.probabilities(more, log.say)[kept]])
+        rows = self.encode([*train.texts, *(more[i] for i in kept)], train.labels)
         self.rows["train"] = replace(rows, targets=with_labels(told, rows.labels, recipe.weight))
-        self.teacher_key = teacher.key(texts)
+        self.found |= {"unlabelled": len(kept), "near_duplicates": self.found["near_duplicates"] + len(near)}
         agree = np.mean(told[: len(train)].argmax(1) == rows.labels[: len(train)])
         log.say(f"It is of the label's opinion on {agree:.1%} of the {len(train):,} texts with labels.")
-        return {"unlabelled": len(texts) - len(train)}
+        if recipe.path:
+            left = f"; {len(near):,} that nearly repeat scored ones are left out" if near else ""
+            log.say(f"{len(kept):,} texts without labels are learnt by its word alone{left}.")
 
     def trainer(self, log: RunLog) -> Trainer:
         loader = SortedLoader(self.rows["train"], self.recipe.train.batch_size, self.recipe.seed)
@@ -131,8 +137,11 @@ class ClassifyRun(FinetuneRun):
         return metric, self.task.metrics.get(metric, "min")
 
     def facts(self) -> list[dict[str, Any]]:
-        marks = [self.fingerprint(), *([f"teacher:{self.teacher_key}"] if self.teacher_key else [])]
-        return [{"fingerprint": " ".join(marks), **self.base_facts(), **self.found}]
+        return [{"fingerprint": self.fingerprint(), **self.foreign_facts(), **self.found}]
+
+    def foreign_facts(self) -> dict[str, str]:
+        taught = {} if self.teacher is None else {"teacher_fingerprint": self.teacher.fingerprint}
+        return super().foreign_facts() | taught
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)

@@ -116,23 +116,26 @@ class FinetuneRun(Run[FinetuneRecipe]):
     def fingerprint(self) -> str:
         """Of the files, each in its role: what was trained on must not be scored after a resumption."""
         data = self.recipe.data
-        roles = {"path": data.path, "val": data.val_path, "test": data.test_path}
+        roles = {"path": data.path, "val": data.val_path, "test": data.test_path, "teacher": self.recipe.teacher.path}
         return " ".join(f"{role}:{content_hash(paths, cache_folder())}" for role, paths in roles.items() if paths)
 
-    def base_facts(self) -> dict[str, str]:
+    def foreign_facts(self) -> dict[str, str]:
         """What a resumed run must find again beside its data: checkpoints of an adapter do not hold the base."""
         return {"base_fingerprint": fingerprint(self.module)} if self.recipe.adapter.rank else {}
 
     def _check_same_data(self) -> None:
         super()._check_same_data()
-        if not (self.resume and self.recipe.adapter.rank and (self.out / "environment.json").exists()):
+        if not (self.resume and (self.out / "environment.json").exists()):
             return
         began = self.environment()["data"][0]
-        if any(began[key] != value for key, value in self.base_facts().items()):
-            raise InputError(
-                f"{self.recipe.base}: the base is not the one that the run in {self.out} began with; put that back, or "
-                "start a new run with another `out`"
-            )
+        models = {"base_fingerprint": self.recipe.base, "teacher_fingerprint": self.recipe.teacher.model}
+        for key, value in self.foreign_facts().items():
+            if began[key] != value:
+                what = key.removesuffix("_fingerprint")
+                raise InputError(
+                    f"{models[key]}: the {what} is not the one that the run in {self.out} began with; put that back, "
+                    "or start a new run with another `out`"
+                )
 
     def read_recipe(self, path: Path) -> FinetuneRecipe:
         return read_finetune_recipe(path)

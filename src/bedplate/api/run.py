@@ -188,7 +188,7 @@ class Run(ABC, Generic[R]):
             try:
                 self.timed("training", trainer.run)
             finally:
-                if self.ranks.is_main and self._is_there():
+                if self.ranks.is_main:
                     self.write_report(self.record())
         except Interrupted as stop:
             raise Interrupted(f"{stop} Go on with: {self.command} --resume") from None
@@ -198,18 +198,10 @@ class Run(ABC, Generic[R]):
                 "train.activation_checkpointing=true"
             ) from error
         except OSError as error:
-            if not self._is_there():
-                raise InputError(
-                    f"{self.out}: the run directory was removed while the run wrote to it; start the run again"
-                ) from error
             if not is_full(error):
                 raise
             go_on = f"free some space, then go on with: {self.command} --resume"
             raise InputError(f"{self.out}: no space left on the disk; every checkpoint is whole; {go_on}") from error
-
-    def _is_there(self) -> bool:
-        """Whether the run directory is still what it was opened as; a writer of checkpoints may make it anew."""
-        return (self.out / "environment.json").is_file()
 
     def _open_folder(self, held: ExitStack) -> None:
         """Lock the run directory as long as `held` is open, and write what is known before the first step."""
@@ -252,6 +244,11 @@ class Run(ABC, Generic[R]):
         try:
             facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
             _ = [source["fingerprint"] for source in facts["data"]]
+        except FileNotFoundError:  # a writer of checkpoints may have made the folder anew
+            raise InputError(
+                f"{path}: the file or its folder was removed while the run went on; start the run again with another "
+                "`out`"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: the file is damaged ({error}); remove it and resume with the same data"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.api.folders import cache_folder, make_folder
+from bedplate.api.folders import cache_folder
 from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
-from bedplate.data.sources import documents
+from bedplate.data.labels import listed
+from bedplate.data.sources import checked_text, rows
 from bedplate.errors import InputError
-from bedplate.hub.folder import write_atomic
 from bedplate.hub.model import load
 from bedplate.models.classifier import Classifier
 from bedplate.recipe.finetune import TeacherRecipe
@@ -22,6 +24,11 @@ from bedplate.tasks.classify import Classify
 from bedplate.train.hardware import Hardware
 
 Probabilities = NDArray[np.float32]
+
+BLOCK = 2**13
+"""Texts that are read and kept at one time: what a stopped reading loses at most."""
+PATIENCE = 30.0
+"""Seconds of reading after which a person wants to hear of it."""
 
 
 class Teacher:
@@ -41,47 +48,75 @@ class Teacher:
         model.merge_adapter()
         if not isinstance(model.module, Classifier):
             raise InputError(f"teacher.model={self.name} is no classifier; fine-tune it on the same labels first")
-        if set(model.module.labels) != set(classes):
+        if others := sorted({*model.module.labels} ^ {*classes}):
             raise InputError(
-                f"teacher.model={self.name} knows the labels {', '.join(model.module.labels[:12])}, and the data has "
-                f"{', '.join(classes[:12])}; give a teacher of the same ones"
+                f"teacher.model={self.name} and the data have other labels: only one of them has {listed(others)}; "
+                "give a teacher of the same ones"
             )
         self.module, self.tokenizer = model.module, model.need_tokenizer()
         self.reading = Reading.of(model.tokenizer_config, model.config.max_position_embeddings)
         self.order = [model.module.labels.index(label) for label in classes]
+        self.fingerprint = self._fingerprint()
 
-    def probabilities(self, texts: Sequence[str]) -> Probabilities:
-        """`(T, C)` of texts, of a long one by the mean logits of its windows; kept in the cache for the next run."""
-        file = cache_folder() / "teacher" / f"{self.key(texts)}.npy"
-        if (kept := _kept(file, (len(texts), len(self.order)))) is not None:
-            return kept
-        lengths = self.reading.sequence_length, self.reading.max_tokens
-        rows = encode_rows(self.tokenizer, texts, None, *lengths, framed=self.module.config.is_encoder)
-        with self.hardware.autocast():
-            logits, _ = Classify(self.module).logits(SortedEvalLoader(rows))
-        told: Probabilities = logits.softmax(1).numpy()[:, self.order]
-        make_folder(file.parent)
-        write_atomic(file, lambda path: _write(path, told))
-        return told
-
-    def key(self, texts: Sequence[str]) -> str:
-        """A hash of all that the probabilities follow from."""
-        settings = self.module.config, self.module.pooling, self.reading, self.order, self.hardware.dtype
+    def _fingerprint(self) -> str:
+        """A hash of all that its word on a text follows from, but for the precision."""
+        settings = self.module.config, self.module.pooling, self.reading, self.order
         digest = hashlib.blake2b(f"{settings} {self.tokenizer.to_str()}".encode(), digest_size=16)
         for name, parameter in self.module.named_parameters():
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
-        for text in texts:
-            digest.update(f"{len(text)} {text}".encode())
         return digest.hexdigest()
 
+    def probabilities(self, texts: Sequence[str], say: Callable[[str], object] = lambda line: None) -> Probabilities:
+        """`(T, C)` of texts, of a long one by the mean logits of its windows; the cache keeps them for other runs.
 
-def read_unlabelled(recipe: TeacherRecipe, column: str, known: Sequence[str]) -> list[str]:
-    """The distinct texts of `teacher.path` that are not among the `known` ones, in order."""
+        Where it takes long, `say` is told now and then how far it is.
+
+        Raises:
+            InputError: scores that are not finite.
+        """
+        parts, last = [np.empty((0, len(self.order)), np.float32)], time.monotonic()
+        for start in range(0, len(texts), BLOCK):
+            if time.monotonic() - last > PATIENCE:
+                last = time.monotonic()
+                say(f"The teacher has read {start:,} of {len(texts):,} texts.")
+            parts.append(self._block(texts[start : start + BLOCK]))
+        return np.concatenate(parts)
+
+    def _block(self, texts: Sequence[str]) -> Probabilities:
+        """Of some texts, from the cache or read."""
+        digest = hashlib.blake2b(f"{self.fingerprint} {self.hardware.dtype}".encode(), digest_size=16)
+        for text in texts:
+            digest.update(f"{len(text)} {text}".encode())
+        file = cache_folder() / "teacher" / f"{digest.hexdigest()}.npy"
+        if (kept := _kept(file, (len(texts), len(self.order)))) is not None:
+            return kept
+        lengths = self.reading.sequence_length, self.reading.max_tokens
+        encoded = encode_rows(self.tokenizer, texts, None, *lengths, framed=self.module.config.is_encoder)
+        with self.hardware.autocast():
+            logits, _ = Classify(self.module).logits(SortedEvalLoader(encoded))
+        told: Probabilities = logits.softmax(1).numpy()[:, self.order]
+        if not np.isfinite(told).all():
+            raise InputError(f"teacher.model={self.name} gives scores that are no numbers; train it again, more gently")
+        _keep(file, told)
+        return told
+
+
+def read_unlabelled(recipe: TeacherRecipe, column: str) -> list[str]:
+    """The distinct texts of `teacher.path`, in order; rows without one are left out.
+
+    Raises:
+        InputError: what `rows` raises, or a column that is not there.
+    """
     if recipe.path is None:
         return []
-    texts = ("".join(document.pieces).strip() for document in documents(recipe.path, recipe.column or column))
-    seen = set(known)
-    return [text for text in dict.fromkeys(texts) if text and text not in seen]
+    column, texts = recipe.column or column, dict[str, None]()
+    for source, values in rows(recipe.path):
+        if column not in values:
+            there = listed([*values])
+            raise InputError(f"{source}: no column '{column}' among {there}; name that of the texts by teacher.column")
+        if values[column] is not None and (text := checked_text(source, column, values[column]).strip()):
+            texts[text] = None
+    return list(texts)
 
 
 def with_labels(told: Probabilities, labels: NDArray[np.int64], weight: float) -> Probabilities:
@@ -96,9 +131,13 @@ def with_labels(told: Probabilities, labels: NDArray[np.int64], weight: float) -
     return targets
 
 
-def _write(path: Path, values: Any) -> None:
-    with path.open("wb") as file:  # np.save would add a suffix to the name
-        np.save(file, values)
+def _keep(file: Path, told: Probabilities) -> None:
+    partial = file.with_suffix(f".{os.getpid()}.part")
+    with suppress(OSError):  # a folder that cannot be written to costs reading the texts again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as opened:
+            np.save(opened, told)
+        partial.replace(file)
 
 
 def _kept(file: Path, shape: tuple[int, int]) -> Probabilities | None:

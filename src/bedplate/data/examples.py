@@ -31,7 +31,7 @@ class Reading:
 
     Attributes:
         sequence_length: Tokens of a row; a longer text is read in windows.
-        max_tokens: Tokens after which a text is cut; None for no limit.
+        max_tokens: Tokens after which a text is cut, those around it counted; None for no limit.
     """
 
     sequence_length: int
@@ -112,7 +112,9 @@ def encode_rows(
     room = sequence_length - len(before) - len(behind)
     if room < 1:
         raise InputError(f"sequence_length={sequence_length} has no room beside the tokens around a text; give more")
-    most = None if max_tokens is None else max(1, max_tokens - len(before) - len(behind))
+    most = None if max_tokens is None else max_tokens - len(before) - len(behind)
+    if most is not None and most < 1:
+        raise InputError(f"max_tokens={max_tokens} has no room beside the tokens around a text; give more")
     ids: list[list[int]] = []
     text: list[int] = []
     windowed = truncated = 0

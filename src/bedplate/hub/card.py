@@ -178,7 +178,7 @@ def _source(meta: Mapping[str, Any]) -> str:
         elif size:
             parts.append(f"{split} {size:,} {'pictures' if meta.get('pictures') else 'examples'}")
     if unlabelled := meta.get("unlabelled"):
-        parts.append(f"{unlabelled:,} texts without labels, of which the teacher gave its word")
+        parts.append(f"{unlabelled:,} texts without labels, on which the teacher gave its word")
     if near := meta.get("near_duplicates"):
         parts.append(f"{near:,} near-duplicates of scored texts removed from the training")
     return "; ".join(parts)

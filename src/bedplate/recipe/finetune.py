@@ -64,7 +64,7 @@ class TeacherRecipe(Strict):
     model: str | None = None
     """a classifier of the same labels, of any family: a model directory, a run directory, zoo:NAME or hf:ORG/NAME"""
     path: Paths | None = None
-    """texts without labels, on which its word is all there is: what `data.path` takes, or .txt of one text each"""
+    """texts without labels, on which its word is all there is: what `data.path` takes. Epochs are passes over all"""
     column: str | None = None
     """the column of these texts (default: that of the labelled ones)"""
     weight: Annotated[float, Field(ge=0, le=1), Number] = 0.5
