@@ -22,7 +22,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Adapt a pre-trained model to a task as a recipe says.
 
-    Of text a classifier, a model that answers, or a summariser; of pictures a classifier or a detector.
+    Of text a classifier, a model that answers, or a summariser; of pictures a classifier or a detector. A classifier of
+    text can learn from a larger one, too (`teacher`, see `TeacherRecipe`).
 
     Args:
         recipe: a YAML file, or the same as a mapping.
