@@ -36,7 +36,7 @@ class ClassifyRun(FinetuneRun):
     module: Classifier
     task: Classify
     scored: Mapping[str, Any] = MappingProxyType({})  # what `score` found
-    teacher: Teacher | None = None
+    teacher_fingerprint: str | None = None
 
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
@@ -101,7 +101,7 @@ class ClassifyRun(FinetuneRun):
     def _ask_teacher(self, log: RunLog) -> None:
         """Put the teacher's word on what is trained on, and add its texts without labels to that."""
         recipe, train = self.recipe.teacher, self.parts["train"]
-        self.teacher = teacher = Teacher(recipe, self.classes, self.hardware)
+        teacher = Teacher(recipe, self.classes, self.hardware)  # not kept: it may be the larger part of the memory
         more = read_unlabelled(recipe, train.column)
         known = {text for part in self.parts.values() for text in part.texts}
         scored = [text for name, part in self.parts.items() if name != "train" for text in part.texts]
@@ -114,6 +114,7 @@ class ClassifyRun(FinetuneRun):
             )
         log.say(f"The teacher, {recipe.model}, reads {len(train) + len(more):,} texts, or has read them.")
         told = np.concatenate([teacher.probabilities(train.texts, log.say), teacher.probabilities(more, log.say)[kept]])
+        self.teacher_fingerprint = teacher.fingerprint
         rows = self.encode([*train.texts, *(more[i] for i in kept)], train.labels)
         self.rows["train"] = replace(rows, targets=with_labels(told, rows.labels, recipe.weight))
         self.found |= {"unlabelled": len(kept), "near_duplicates": self.found["near_duplicates"] + len(near)}
@@ -140,8 +141,8 @@ class ClassifyRun(FinetuneRun):
         return [{"fingerprint": self.fingerprint(), **self.foreign_facts(), **self.found}]
 
     def foreign_facts(self) -> dict[str, str]:
-        taught = {} if self.teacher is None else {"teacher_fingerprint": self.teacher.fingerprint}
-        return super().foreign_facts() | taught
+        taught = self.teacher_fingerprint
+        return super().foreign_facts() | ({} if taught is None else {"teacher_fingerprint": taught})
 
     def save_tokenizer(self, directory: Path) -> None:
         save_tokenizer(self.tokenizer, directory, self.context, self.base.tokenizer_config)
