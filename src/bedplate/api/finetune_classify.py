@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.api.finetune_run import FinetuneRun
+from bedplate.api.folders import cache_folder
 from bedplate.api.record import write_finetune_report
-from bedplate.api.teacher import Teacher, read_unlabelled, with_labels
+from bedplate.compression.distil import Teacher, read_unlabelled, with_labels
 from bedplate.data.apart import USES
 from bedplate.data.duplicates import near_duplicates
 from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
@@ -101,7 +102,7 @@ class ClassifyRun(FinetuneRun):
     def _ask_teacher(self, log: RunLog) -> None:
         """Put the teacher's word on what is trained on, and add its texts without labels to that."""
         recipe, train = self.recipe.teacher, self.parts["train"]
-        teacher = Teacher(recipe, self.classes, self.hardware)  # not kept: it may be the larger part of the memory
+        teacher = Teacher(recipe, self.classes, self.hardware, cache_folder() / "teacher")  # not kept: it may be large
         more = read_unlabelled(recipe, train.column)
         known = {text for part in self.parts.values() for text in part.texts}
         scored = [text for name, part in self.parts.items() if name != "train" for text in part.texts]

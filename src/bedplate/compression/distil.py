@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.api.folders import cache_folder
 from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
 from bedplate.data.labels import listed
 from bedplate.data.sources import checked_text, rows
@@ -36,14 +35,15 @@ class Teacher:
 
     Args:
         classes: the student's labels, in the order of its scores.
+        cache: a folder that keeps what it has said.
 
     Raises:
         InputError: what `load` raises, a model that is no classifier, or one of other labels.
     """
 
-    def __init__(self, recipe: TeacherRecipe, classes: Sequence[str], hardware: Hardware) -> None:
+    def __init__(self, recipe: TeacherRecipe, classes: Sequence[str], hardware: Hardware, cache: Path) -> None:
         assert recipe.model is not None
-        self.name, self.hardware = recipe.model, hardware
+        self.name, self.hardware, self.cache = recipe.model, hardware, cache
         model = load(recipe.model, device=hardware.device, dtype="fp32")
         model.merge_adapter()
         if not isinstance(model.module, Classifier):
@@ -87,7 +87,7 @@ class Teacher:
         digest = hashlib.blake2b(f"{self.fingerprint} {self.hardware.dtype}".encode(), digest_size=16)
         for text in texts:
             digest.update(f"{len(text)} {text}".encode())
-        file = cache_folder() / "teacher" / f"{digest.hexdigest()}.npy"
+        file = self.cache / f"{digest.hexdigest()}.npy"
         if (kept := _kept(file, (len(texts), len(self.order)))) is not None:
             return kept
         lengths = self.reading.sequence_length, self.reading.max_tokens
