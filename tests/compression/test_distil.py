@@ -106,6 +106,18 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, tiny_cla
     assert len(teacher_of(tiny_classified, tmp_path / "file").probabilities(TEXTS)) == 2
 
 
+def test_a_full_disk_keeps_no_half_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_classified: Path
+) -> None:
+    def full(file: Any, values: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bedplate.compression.distil.np.save", full)
+    assert len(teacher_of(tiny_classified, tmp_path).probabilities(TEXTS)) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, tiny_classified: Path) -> None:
     teacher = teacher_of(tiny_classified, tmp_path)
     torch.nn.init.constant_(teacher.module.score.weight, float("nan"))

@@ -135,9 +135,12 @@ def _keep(file: Path, told: Probabilities) -> None:
     partial = file.with_suffix(f".{os.getpid()}.part")
     with suppress(OSError):  # a folder that cannot be written to costs reading the texts again
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as opened:
-            np.save(opened, told)
-        partial.replace(file)
+        try:
+            with partial.open("wb") as opened:
+                np.save(opened, told)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)  # half of it, on a full disk
 
 
 def _kept(file: Path, shape: tuple[int, int]) -> Probabilities | None:
