@@ -57,3 +57,28 @@ def test_rows_fit_into_the_context_of_the_base(tmp_path: Path, go_on: Any) -> No
 def test_its_plan_is_that_of_the_base(tmp_path: Path, go_on: Any, tiny_run: Path) -> None:
     plan = bedplate.pretrain(go_on(tmp_path / "run"), dry_run=True)
     assert plan["parameters"] == sum(p.numel() for p in bedplate.load(tiny_run).module.parameters())
+
+
+def test_a_grown_base_begins_where_it_stood_and_loads_everywhere(tmp_path: Path, go_on: Any, tiny_run: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    recipe = go_on(tmp_path / "run", "evaluate.every=20").model_copy(update={"grow_layers": 3})
+    before = sum(p.numel() for p in bedplate.load(tiny_run).module.parameters())
+    assert bedplate.pretrain(recipe, dry_run=True)["parameters"] > before
+    bedplate.pretrain(recipe)
+    plain = go_on(tmp_path / "plain", "evaluate.every=20", "train.steps=1")
+    bedplate.pretrain(plain)
+    grown, same = (
+        next(row for row in read_rows(run / "metrics.jsonl") if "val_loss" in row)["val_loss"]
+        for run in (recipe.out, plain.out)
+    )
+    assert grown == same
+    model = bedplate.load(recipe.out)
+    other = transformers.AutoModelForCausalLM.from_pretrained(recipe.out / "model")
+    ids = torch.arange(12)[None]
+    assert other.config.num_hidden_layers == 3
+    torch.testing.assert_close(model.module(ids), other(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_only_a_base_grows(tmp_path: Path, tiny_recipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"grow_layers is for a base; without one give model\.num_hidden_layers"):
+        tiny_recipe(tmp_path / "run", "grow_layers=3")

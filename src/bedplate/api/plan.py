@@ -18,6 +18,7 @@ from bedplate.hub.directory import read_config
 from bedplate.hub.locate import locate
 from bedplate.models.bert import LanguageModel, language_model
 from bedplate.models.gpt import GPTConfig
+from bedplate.models.grow import grown_config
 from bedplate.nn.presets import ENCODERS, PRESETS
 from bedplate.nn.rotary import RopeConfig
 from bedplate.recipe import PICTURES, Recipe, read_recipe, task_of
@@ -51,7 +52,7 @@ def gpt_config(recipe: Recipe, vocab_size: int) -> GPTConfig:
                 f"train.sequence_length={length} is longer than the context of {recipe.base}, "
                 f"{config.max_position_embeddings} tokens; give at most that"
             )
-        return config
+        return grown_config(config, recipe.grow_layers) if recipe.grow_layers else config
     values = recipe.model.model_dump(exclude={"preset", "rope_theta", "max_position_embeddings"})
     if PRESETS[recipe.model.preset].get("rope", True):
         values["rope"] = RopeConfig(rope_theta=recipe.model.rope_theta)

@@ -31,6 +31,7 @@ from bedplate.hub.directory import save_directory
 from bedplate.hub.model import Model, load
 from bedplate.models.bert import MaskedLM, language_model
 from bedplate.models.gpt import GPT
+from bedplate.models.grow import grown_config, grown_weights
 from bedplate.recipe import PICTURES, Recipe, read_recipe, task_of
 from bedplate.recipe.multimodal import RECIPES
 from bedplate.recipe.pictures import PictureRecipe
@@ -97,13 +98,15 @@ class Pretraining(Run[Recipe]):
         log.say(f"Text: tokenising {', '.join(recipe.data.path)}, or finding it done.")
         self.data = self.timed("data", lambda: self.ranks.main_first(self._data))
         config = gpt_config(recipe, vocabulary_size(self.tokenizer))
-        config = self.base.config if self.base else config  # a checkpoint may have an untied head against its config
+        if self.base:
+            config = self.base.config  # a checkpoint may have an untied head against its config
+            config = grown_config(config, recipe.grow_layers) if recipe.grow_layers else config
         config_to_hf(config)  # what could not be written at the end is refused now
         self.context = config.max_position_embeddings
         is_sharded = recipe.parallel.shard * recipe.parallel.tensor > 1
         with torch.device("meta") if is_sharded else nullcontext():
             self.module = language_model(config)
-        weights = self.base.module.named_parameters() if self.base else self.module.initial_weights(recipe.seed)
+        weights = self._base_weights(self.base) if self.base else self.module.initial_weights(recipe.seed)
         self.weights = weights if is_sharded else None
         if self.weights is None:
             parameters = dict(self.module.named_parameters())
@@ -124,6 +127,11 @@ class Pretraining(Run[Recipe]):
         base.need_tokenizer()
         base.need_language_model()
         return base
+
+    def _base_weights(self, base: Model) -> Iterable[tuple[str, torch.Tensor]]:
+        """Those of the base, in the order of this network's, with the copies of a grown one."""
+        own, before = base.module.named_parameters(), base.config.trunk.num_hidden_layers
+        return grown_weights(own, before, self.recipe.grow_layers) if self.recipe.grow_layers else own
 
     def trainer(self, log: RunLog) -> Trainer:
         recipe = self.recipe
@@ -238,6 +246,7 @@ class Pretraining(Run[Recipe]):
             "task": recipe.task,
             "seed": recipe.seed,
             "base": recipe.base,
+            "grow_layers": recipe.grow_layers,
             "model": recipe.model.model_dump(mode="json"),
             "tokenizer": recipe.tokenizer.model_dump(mode="json"),
             "optimizer.name": recipe.optimizer.name,

@@ -261,6 +261,8 @@ class Recipe(RunRecipe):
     base: str | None = None
     """a language model to go on from, with its network and tokenizer: a model directory, a run directory, zoo:NAME or
     hf:ORG/NAME"""
+    grow_layers: Positive | None = None
+    """blocks that the base is given before it learns on: the new ones are copies that begin as the identity"""
     model: ModelRecipe = Field(default_factory=ModelRecipe)
     tokenizer: TokenizerRecipe = Field(default_factory=TokenizerRecipe)
     data: DataRecipe
@@ -274,6 +276,8 @@ class Recipe(RunRecipe):
         for section, default in (("model", ModelRecipe()), ("tokenizer", TokenizerRecipe())):
             if self.base and getattr(self, section) != default:
                 raise ValueError(f"base={self.base} brings its own {section}; leave `{section}` out, or base")
+        if self.grow_layers and not self.base:
+            raise ValueError("grow_layers is for a base; without one give model.num_hidden_layers")
         return self
 
     @model_validator(mode="after")
