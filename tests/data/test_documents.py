@@ -70,6 +70,23 @@ def test_statistics_weigh_rare_words_and_forget_special_ones(
     assert (np.diff(weight[counts > 0][order]) <= 1e-7).all()  # the more frequent, the lighter
 
 
+def test_weights_decide_how_often_a_stream_is_drawn_and_counted(tmp_path: Path) -> None:
+    small = make_stream(tmp_path / "small", [1, 2, 0], [3])
+    large = make_stream(tmp_path / "large", [*range(5, 104), 0] * 2, [100, 100])
+    text = TextLoader([small, large], None, 2, 2, 0, False)
+    in_small, in_large = 0.75 / 3, 0.25 / 200  # what one token of each stream weighs, of which 2 and 198 count
+    for weights, share, frequency in (
+        (None, 3 / 203, 1 / 200),
+        ([3, 1], 0.75, in_small / (2 * in_small + 198 * in_large)),
+    ):
+        drawn = DocumentLoader(text, [small, large], 2, 2000, 0, weights=weights).batch(0)
+        words = torch.cat([drawn["given"], drawn["asked"]], dim=2).flatten(0, 1)
+        assert (words == 1).any(1).float().mean().item() == pytest.approx(share, abs=0.03)
+        rarity, log_prior = token_statistics([small, large], 105, [0], weights).double()
+        assert rarity[1].item() == pytest.approx((documents.COMMON / frequency) ** 0.5, rel=1e-6)
+        assert (log_prior[1] > log_prior[5]) == (weights is not None)
+
+
 def passages_of(directory: Path, monkeypatch: pytest.MonkeyPatch, documents_of_streams: list[list[list[int]]]) -> Any:
     """Makes loaders of passages of 2 or 4 tokens, and 16 of the long ones a step of two rows."""
     monkeypatch.setattr(documents, "PASSAGES", (2, 4))

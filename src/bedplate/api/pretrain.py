@@ -183,11 +183,13 @@ class Pretraining(Run[Recipe]):
     def _with_documents(self, loader: Loader) -> Loader:
         """The rows, with documents and passages beside them where the recipe learns from these."""
         objective, rows, seed = self.recipe.objective, self.recipe.train.batch_size, self.recipe.seed
-        streams = [data.train for data in self.data]
+        streams, weights = [data.train for data in self.data], self.recipe.data.weights
         if objective.document_weight:
-            loader = DocumentLoader(loader, streams, rows, objective.document_batch, seed, *self._shares)
+            drawn = objective.document_batch
+            loader = DocumentLoader(loader, streams, rows, drawn, seed, *self._shares, weights=weights)
         if objective.passage_weight:
-            loader = PassageLoader(loader, streams, rows, objective.passage_batch, seed, *self._shares)
+            drawn = objective.passage_batch
+            loader = PassageLoader(loader, streams, rows, drawn, seed, *self._shares, weights=weights)
         return loader
 
     def _task(self) -> Language | Masked:
@@ -197,7 +199,8 @@ class Pretraining(Run[Recipe]):
         statistics = None
         if objective.document_weight or objective.passage_weight:
             ends = [end_of_text_id(self.tokenizer)]
-            statistics = token_statistics([data.train for data in self.data], vocabulary_size(self.tokenizer), ends)
+            streams = [data.train for data in self.data]
+            statistics = token_statistics(streams, vocabulary_size(self.tokenizer), ends, recipe.data.weights)
         return Language(
             self.module,
             self.tokenizer,

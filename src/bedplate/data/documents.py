@@ -28,6 +28,7 @@ class _Drawing:
             them.
         seed: Chooses documents and parts.
         rank, world_size: This process among all; it gets the documents of its rows.
+        weights: Share of each stream, in any unit (None: by size).
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class _Drawing:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self._loader, self._documents, self._rows, self._seed = loader, Documents(streams), batch_size, seed
+        self._loader, self._documents, self._rows, self._seed = loader, Documents(streams, weights), batch_size, seed
         self._each = drawn // batch_size
         rows = batch_size // world_size
         self._own = slice(rank * rows, (rank + 1) * rows)
@@ -65,7 +68,7 @@ class DocumentLoader(_Drawing):
         count = self._rows * self._each
         given, asked = [], []
         for place, share in zip(
-            generator.integers(0, len(self._documents), count), generator.uniform(0.1, 0.9, count), strict=True
+            self._documents.places(generator, count), generator.uniform(0.1, 0.9, count), strict=True
         ):
             words = np.unique(self._documents.around(int(place)))
             is_given = generator.random(len(words)) < share
@@ -89,9 +92,7 @@ class PassageLoader(_Drawing):
         length = int(generator.choice(PASSAGES))
         count = self._rows * self._each * max(PASSAGES) // length
         passages, others = [], []
-        for place, share in zip(
-            generator.integers(0, len(self._documents), count), generator.random(count), strict=True
-        ):
+        for place, share in zip(self._documents.places(generator, count), generator.random(count), strict=True):
             tokens = self._documents.around(int(place))
             start = int(share * max(1, len(tokens) - length + 1))
             passages.append(tokens[start : start + length])
@@ -102,11 +103,18 @@ class PassageLoader(_Drawing):
 class Documents:
     """The documents of streams, found by the place of one of their tokens among all."""
 
-    def __init__(self, streams: Sequence[TokenStream]) -> None:
-        self._streams, self._ends = list(streams), np.cumsum([len(stream) for stream in streams])
+    def __init__(self, streams: Sequence[TokenStream], weights: Sequence[float] | None = None) -> None:
+        self._streams, self._sizes = list(streams), np.array([len(stream) for stream in streams])
+        self._ends = np.cumsum(self._sizes)
+        self._shares = None if weights is None else np.array(weights) / np.sum(weights)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+    def places(self, generator: np.random.Generator, count: int) -> np.ndarray:
+        """Places of tokens `(count,)`, drawn evenly; with weights, a stream by its share and then a place in it."""
+        if self._shares is None:
+            return generator.integers(0, self._ends[-1], count)
+        drawn = generator.choice(len(self._streams), count, p=self._shares)
+        sizes = self._sizes[drawn]
+        return self._ends[drawn] - sizes + generator.integers(0, sizes)
 
     def around(self, place: int) -> np.ndarray:
         """At most `LONGEST` tokens around a place, of the document that it is in."""
@@ -118,21 +126,24 @@ class Documents:
         return stream.tokens(start, min(stop - start, LONGEST))
 
 
-def token_statistics(streams: Sequence[TokenStream], vocab_size: int, special: Sequence[int]) -> torch.Tensor:
+def token_statistics(
+    streams: Sequence[TokenStream], vocab_size: int, special: Sequence[int], weights: Sequence[float] | None = None
+) -> torch.Tensor:
     """(weight of each token, log-probability of drawing it with these weights) `(2, V)` fp32.
 
     A frequent token says little of a document: its weight is sqrt(`COMMON` / frequency), at most 1. Special tokens, and
-    those that the text does not hold, have none.
+    those that the text does not hold, have none. `weights` are the shares of the streams (None: by size).
     """
     share = COUNTED / max(COUNTED, sum(map(len, streams)))
     counts = np.zeros(vocab_size)
-    for stream in streams:
-        counts += np.bincount(stream.tokens(0, max(1, int(len(stream) * share))), minlength=vocab_size)[:vocab_size]
+    for stream, weight in zip(streams, weights or [len(stream) for stream in streams], strict=True):
+        read = stream.tokens(0, max(1, int(len(stream) * share)))
+        counts += np.bincount(read, minlength=vocab_size)[:vocab_size] * (weight / len(read))
     counts[list(special)] = 0
     frequency = counts / counts.sum()
-    weight = np.minimum(1, np.sqrt(COMMON / np.maximum(frequency, 1e-12))) * (counts > 0)
-    drawn = weight * frequency
-    return torch.from_numpy(np.stack([weight, np.log(drawn / drawn.sum() + 1e-12)])).float()
+    rarity = np.minimum(1, np.sqrt(COMMON / np.maximum(frequency, 1e-12))) * (counts > 0)
+    drawn = rarity * frequency
+    return torch.from_numpy(np.stack([rarity, np.log(drawn / drawn.sum() + 1e-12)])).float()
 
 
 def _padded(rows: list[np.ndarray], width: int = 1) -> np.ndarray:

@@ -304,10 +304,6 @@ class Recipe(RunRecipe):
             raise ValueError(f"objective.{what}_weight is not shared by parallel.tensor ranks; leave one of them out")
         if count % rows:
             raise ValueError(f"objective.{what}_batch={count} is not a multiple of train.batch_size={rows}")
-        if self.data.weights:
-            raise ValueError(
-                f"objective.{what}_weight draws documents by size, so data.weights cannot be kept; leave one out"
-            )
 
     def _masked_rows_are_whole(self) -> None:
         share, rows = self.objective.masked_share, self.train.micro_batch_size or self.train.batch_size
