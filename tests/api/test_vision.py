@@ -367,6 +367,13 @@ def test_runs_count_what_they_use_and_name_what_is_broken(pictures: Path, tmp_pa
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["data"][0]["broken"] == found["broken"]
 
 
+def test_pictures_without_labels_that_are_held_out_are_not_learnt_from(pictures: Path, tmp_path: Path) -> None:
+    for copy in ("a", "b"):
+        shutil.copytree(pictures / "test" / "red", tmp_path / "data" / copy)
+    found = bedplate.pretrain(_recipe("mae", tmp_path / "run", tmp_path / "data"), "train.steps=1")["data"]
+    assert found["val"] == 3 and 1 <= found["equal_pictures"] == 13 - found["train"] <= 3
+
+
 def test_views_are_told_apart_from_those_of_two_held_out_pictures_at_least(pictures: Path, tmp_path: Path) -> None:
     data = _with_broken(pictures / "train", tmp_path / "data", "red/1.png")
     held = tmp_path / "held"
@@ -386,6 +393,8 @@ def test_measuring_counts_what_can_be_decoded(pretrained: Path, pictures: Path, 
     assert result["n"] == result["metrics"]["knn_accuracy"]["n"] == 23
     assert len(result["data"]["broken"]) == 1 and "red/1.png" in result["data"]["broken"][0]
     assert result["probe"]["n"] == 58 and len(result["probe"]["broken"]) == 2
+    both = bedplate.evaluate(pretrained, str(pictures / "test"), probe=[str(train), str(pictures / "test")])
+    assert both["probe"]["equal_pictures"] == 24 and both["probe"]["n"] == 58, "what is scored is not probed with"
     recipe = _recipe("classify_images", tmp_path / "run", pictures / "train")
     bedplate.pretrain(recipe, "train.steps=1")
     result = bedplate.evaluate(tmp_path / "run", str(data))

@@ -152,6 +152,8 @@ def test_a_class_without_a_box_is_kept_but_for_the_dummy_of_roboflow(tmp_path: P
         ({"annotations": [annotation(4, 7, 5, 0, 0, math.nan, 5)]}, "annotation 4.*no finite number"),
         ({"annotations": [annotation(4, 7, 5, 0, 0, math.inf, 5)]}, "annotation 4.*no finite number"),
         ({"annotations": [annotation(4, 7, 5, 0, 0, 5)]}, "annotation 4: bbox .*4 numbers"),
+        ({"annotations": [annotation(4, 7, 5, 10**400, 0, 5, 5)]}, "annotation 4: bbox .* holds a number that is too"),
+        ({"images": [{"id": 1, "file_name": "a" * 300}]}, r"image 1 \('a+'\) is not in"),
         ({"annotations": [annotation(4, 99, 5, 0, 0, 5, 5)]}, "annotation 4 is of image 99"),
         ({"annotations": [annotation(4, 7, 6, 0, 0, 5, 5)]}, "annotation 4: category_id 6"),
         ({"annotations": [{"id": 4, "image_id": 7}]}, "annotation 4: needs .*bbox"),
@@ -236,6 +238,14 @@ def test_sizes_and_boxes_are_of_the_turned_picture(tmp_path: Path) -> None:
     picture(folder / "a.jpg", 80, 100, orientation=6)
     with pytest.raises(InputError, match=r"a.jpg.*said to be 80 x 100.*shown turned, 100 x 80.*EXIF"):
         read_boxes(folder)
+
+
+def test_a_turned_tiff_has_the_size_that_is_shown(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.tif", "width": 80, "height": 100}]
+    folder = coco(tmp_path, [annotation(0, 1, 5, 0, 90, 80, 10)], images=images, draw=False)
+    picture(folder / "a.tif", 100, 80, orientation=6)
+    read = read_boxes(folder)
+    assert read.images[0].image().size == (80, 100) and read.sizes.tolist() == [[100, 80]]
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -350,6 +360,26 @@ def test_of_a_yolo_root_only_the_training_part_is_read(tmp_path: Path, place: st
 def test_yolo_class_numbers_may_have_gaps(tmp_path: Path) -> None:
     read = read_boxes(yolo(tmp_path, {"a": "9 0.5 0.5 1 1"}, yaml="names: {4: cat, 9: dog}"))
     assert (read.names, read.ids, read.classes[0].tolist()) == (["cat", "dog"], [4, 9], [1])
+
+
+def test_yolo_keypoints_stand_behind_a_box_and_are_no_polygon(tmp_path: Path) -> None:
+    line = "0 0.8 0.75 0.2 0.5" + " 0.1 0.1 2" * 24  # an even number of values, as a polygon has
+    read = read_boxes(yolo(tmp_path / "named", {"a": line}, yaml="kpt_shape: [24, 3]\nnames: [dog]\n"))
+    np.testing.assert_allclose(read.boxes[0], [[70, 40, 90, 80]], rtol=1e-5)
+    with pytest.raises(InputError, match=r"a.txt:1: 5 numbers, where kpt_shape asks for 77"):
+        read_boxes(yolo(tmp_path / "short", {"a": "0 0.8 0.75 0.2 0.5"}, yaml="kpt_shape: [24, 3]\nnames: [dog]\n"))
+    with pytest.raises(InputError, match=r"a.txt:1: a polygon has a corner outside .* give kpt_shape"):
+        read_boxes(yolo(tmp_path / "unnamed", {"a": line}))
+
+
+def test_yolo_names_are_text_and_keep_their_numbers(tmp_path: Path) -> None:
+    for yaml, told in (("names: [no, yes]", "the name False of class 0"), ("names: {0: }", "the name None of class 0")):
+        with pytest.raises(InputError, match=rf"data.yaml: {told} is no text; put it in quotes"):
+            read_boxes(yolo(tmp_path / "yaml", {"a": ""}, yaml=yaml))
+    folder = yolo(tmp_path / "lines", {"a": "2 0.5 0.5 1 1"}, yaml=None)
+    (folder / "classes.txt").write_text("cat\n\ndog\n")
+    read = read_boxes(folder)
+    assert read.names == ["cat", "dog"] and read.ids == [0, 2] and read.classes[0].tolist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedplate.data import image_refs
 from bedplate.data.image_files import (
     ImageRef,
     LabelledImages,
@@ -94,6 +95,14 @@ def test_the_train_part_of_a_folder(tmp_path: Path, above: str) -> None:
     assert shown(data) == [(0, "cat"), (1, "dog")]
     assert data.dropped == {"files of other kinds": 1, "files of other splits": 4}
     assert shown(read_images(tmp_path / above / "val")) == [(2, "cat"), (3, "dog")]
+
+
+def test_folders_behind_links_are_read_and_circles_are_not_walked(tmp_path: Path) -> None:
+    for seed, name in enumerate(("whole/cat", "whole/dog", "elsewhere/emu")):
+        save(tmp_path / name / "0.png", seed)
+    (tmp_path / "whole" / "emu").symlink_to(tmp_path / "elsewhere" / "emu")
+    (tmp_path / "whole" / "dog" / "back").symlink_to(tmp_path / "whole")
+    assert shown(read_images(tmp_path / "whole")) == [(0, "cat"), (1, "dog"), (2, "emu")]
 
 
 def test_class_folders_named_like_splits_stay(tmp_path: Path) -> None:
@@ -190,6 +199,25 @@ def test_parquet_as_the_hub_has_it(tmp_path: Path, compression: str) -> None:
     assert shown(pickle.loads(pickle.dumps(data))) == shown(data)
 
 
+@pytest.mark.parametrize("feature", [[{"names": ["cat"]}], "ClassLabel", {"names": 3}, None])
+def test_a_schema_that_names_no_classes_in_the_known_form(tmp_path: Path, feature: Any) -> None:
+    path = write_parquet(tmp_path / "t.parquet", hub_rows(2), ["a", "b"])
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    assert shown(read_images(path)) == [(0, "a"), (1, "b")]
+
+
+def test_row_groups_are_kept_up_to_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [write_parquet(tmp_path / f"{i}.parquet", hub_rows(8), None) for i in range(3)]
+    group = 2 * len(png(0)) + 64  # bytes of a group of two rows, and a little
+    kept = image_refs._Groups(most=3 * group)
+    monkeypatch.setattr(image_refs, "_groups", kept)
+    refs = [ref for file in files for ref in read_images(file, label="").images]
+    for ref in (refs[i] for i in np.random.default_rng(0).integers(0, len(refs), 60)):
+        assert ref.read() == png(ref.place)
+        assert 1 <= len(kept._held) <= 3
+
+
 def test_parquet_of_bytes_without_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"png": [png(1), png(0)], "text": ["a", "b"]}), tmp_path / "x.parquet")
     assert shown(read_images(tmp_path / "x.parquet")) == [(1, None), (0, None)]
@@ -241,6 +269,16 @@ def test_tar_archives(tmp_path: Path, form: str, suffix: str) -> None:
     assert data.dropped.get("files of other kinds", 0) == (2 if form == "json" else 0)
     assert f"x.{suffix}::" in data.sources[0]
     assert read_images(path, label="").labels is None
+
+
+def test_names_with_dots_in_a_tar_are_pictures_but_for_those_beside_one(tmp_path: Path) -> None:
+    members = {"cat/img_v1.2.png": png(0), "cat/shot 10.30.PNG": png(1), "dog/2.png": png(2), "dog/3.jpg.png": png(3)}
+    data = read_images(write_tar(tmp_path / "names.tar", members))
+    assert shown(data) == [(0, "cat"), (1, "cat"), (2, "dog"), (3, "dog")] and not data.dropped
+    members = {"7.png": png(4), "7.mask.png": png(5), "7.CLS": b"cat", "8.left.png": png(6), "8.cls": b"dog"}
+    members |= {"9.png": png(7), "9.cls": b"dog"}
+    data = read_images(write_tar(tmp_path / "keys.tar", members))
+    assert shown(data) == [(4, "cat"), (7, "dog")] and data.dropped == {"files of other kinds": 2}
 
 
 def test_a_tar_without_labels_has_none(tmp_path: Path) -> None:

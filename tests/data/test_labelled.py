@@ -87,6 +87,16 @@ def test_columns_are_guessed(tmp_path: Path, header: str, kinds: str, column: st
     assert (data.column, data.label) == (column, label)
 
 
+def test_a_first_row_is_not_taken_for_names(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    rows = [f"this is the long text number {i},{'neg' if i % 2 else 'pos'}\n" for i in range(30)]
+    path.write_text("".join(rows))
+    with pytest.raises(InputError, match=r"its first line looks like a row.*label 'pos' is among the labels"):
+        read_labelled(path)
+    path.write_text("pos,text\npos,one long text\nneg,another long text\n")
+    assert read_labelled(path, label="pos").labels == ["pos", "neg"]  # whoever names it knows
+
+
 def test_a_named_column_is_not_guessed_for_the_other(tmp_path: Path) -> None:
     rows = [[f"is it {i}?", f"it is {i}, of course it is", i % 2, "yes"] for i in range(20)]
     path = write(tmp_path / "x.csv", "text,answer,label,extra", rows)

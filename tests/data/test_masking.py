@@ -48,10 +48,21 @@ def test_what_is_asked_for_is_the_text_and_nothing_else_changes(
         assert torch.equal(shown[row][others], ids[row][others])
         if shift:  # the state one place before is asked for the token that a causal model would be asked for there
             assert torch.equal(batch["targets"][row][at[row][counted]], targets[row][counted])
-        # A place is left over only where there are no more words.
-        before = np.r_[IGNORE, batch["targets"][row].numpy()[:-1]] != IGNORE
-        in_text = before if shift else before | (batch["targets"][row].numpy() != IGNORE)
-        assert int(counted.sum()) == min(len(counted), int((IS_WORD[ids[row].numpy()] & in_text).sum()))
+        # A place is left over only where there are no more words, or where the text of the row has had its share.
+        asks = batch["targets"][row].numpy() != IGNORE
+        filled = int(asks.sum())  # padding follows the last place that asks
+        in_text = np.arange(length) < filled
+        in_text[0] &= not shift
+        share = max(1, round(rate * (filled + 1)))
+        assert int(counted.sum()) == min(len(counted), share, int((IS_WORD[ids[row].numpy()] & in_text).sum()))
+
+
+def test_a_short_text_keeps_most_of_its_words() -> None:
+    ids = np.random.default_rng(0).integers(4, VOCABULARY, (8, 64))
+    masked = Masking(MASK, np.ones(VOCABULARY, bool), 0.15, 0, seed=0)(batch_of(ids, padding=48))
+    hidden = (masked["masked_targets"] != IGNORE).sum(1)
+    assert hidden.tolist() == [3] * 8, "rate of the 16 tokens that are there, and of the target behind them"
+    assert int(masked["masked_at"][masked["masked_targets"] != IGNORE].max()) < 16
 
 
 def test_eight_tenths_are_hidden_and_a_tenth_is_swapped() -> None:

@@ -107,6 +107,28 @@ def test_tables(tmp_path: Path) -> None:
         read_pairs(tmp_path / "u.csv")
 
 
+def test_rows_of_one_picture_are_joined(tmp_path: Path) -> None:
+    """Flickr8k's form: a row a caption. Else a picture's other captions would be negatives, and be held out from it."""
+    for seed in range(2):
+        save(tmp_path / f"{seed}.png", seed)
+    rows = [("0.png", "a cat", "pet"), ("1.png", "a dog", ""), ("./0.png", "one cat", "pet"), ("0.png", "a cat", "fur")]
+    with (tmp_path / "t.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("image", "caption", "words"), *rows])
+    content = [png(0), png(1), png(0), png(0)]
+    table = {
+        "image": pa.array([{"bytes": each} for each in content], STRUCT),
+        "caption": [row[1] for row in rows],
+        "words": [row[2] for row in rows],
+    }
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    for path in (tmp_path / "t.csv", tmp_path / "t.parquet", [tmp_path / "t.csv"] * 2):
+        pairs = read_pairs(path, text="caption,words")
+        assert seeds(pairs) == [0, 1]
+        assert pairs.texts == [("a cat", "one cat", "pet", "fur"), ("a dog",)] and pairs.whole == [2, 1]
+        assert pairs.groups == ["a cat", "a dog"]
+    assert read_pairs(tmp_path / "t.csv", group="words").groups == ["pet", "a dog"]
+
+
 def test_a_folder_of_pictures_with_texts_beside_them(tmp_path: Path) -> None:
     for part, seed, text in (("train", 1, "one\n uno \n"), ("train", 2, None), ("test", 3, "three")):
         picture = save(tmp_path / "d" / part / f"{seed}.png", seed)
@@ -144,6 +166,24 @@ def test_coco_captions(tmp_path: Path) -> None:
         file.write_text(json.dumps(wrong))
         with pytest.raises(InputError, match=message):
             read_pairs(file)
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "told"),
+    [
+        ([{"id": [1], "file_name": "a.png"}], [], r"image entry number 0: id \[1\] is neither"),
+        ([], [{"image_id": {}, "caption": "x"}], r"annotation number 0: image_id {} is neither"),
+    ],
+)
+def test_ids_of_coco_captions_are_numbers_or_texts(
+    tmp_path: Path, images: list[Any], annotations: list[Any], told: str
+) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(InputError, match=told):
+        read_pairs(tmp_path / "c.json")
+    (tmp_path / "c.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="this is no JSON"):
+        read_pairs(tmp_path / "c.json")
 
 
 def test_what_holds_no_pairs_is_refused(tmp_path: Path) -> None:

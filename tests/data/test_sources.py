@@ -88,6 +88,10 @@ def test_folders_globs_and_lists(tmp_path: Path) -> None:
     assert read(tmp_path) == ["a", "b", "c"]
     assert read(f"{tmp_path}/**/*.txt") == ["a", "b", "c"]
     assert read([tmp_path / "sub", f"{tmp_path}/?.txt"]) == ["c", "a", "b"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "books").symlink_to(tmp_path / "sub")
+    (tmp_path / "sub" / "round").symlink_to(tmp_path / "linked")
+    assert read(tmp_path / "linked") == ["c"]
 
 
 def test_sources_name_file_and_line_where_fields_hold_line_breaks(tmp_path: Path) -> None:
@@ -131,6 +135,7 @@ def test_empty_texts_are_documents_without_pieces(tmp_path: Path) -> None:
         ("x.csv", b'id,text\n1,a\n2,"open\n', [":3", "not CSV", "unexpected end of data"]),
         ("x.csv", b"id,text\n1,\xe9\n", ["not UTF-8 at byte 10"]),
         ("x.tsv", b"id\tbody\n1\ta\n", ["no column 'text'"]),
+        ("x.csv", "id,text\n1,é\n".encode("utf-16"), ["not UTF-8 at byte 0", "iconv -f UTF-16 "]),
         ("x.txt", b"good\xff", ["not UTF-8 at byte 4", "0xff", "iconv"]),
         ("x.txt", b"abc\xe4\xb8", ["not UTF-8 at byte 3", "unexpected end of data"]),
         ("x.txt", b"", ["no text"]),

@@ -110,12 +110,7 @@ class DrawRun(PictureRun[DrawRecipe]):
         held: list[Pairs] = []
         self.held_out: list[str] = []
         if data.val_path:
-            val = read_pairs(data.val_path, data.image, data.text, data.group, strict=False)
-            parts, same = keep_apart({"train": train, "val": val})
-            train = parts["train"]
-            if same:
-                log.say(f"{same:,} pictures that are held out as well were left out of the training.")
-            held.append(val)
+            held.append(read_pairs(data.val_path, data.image, data.text, data.group, strict=False))
         if data.hold_out:
             names = [texts[0].lower() for texts in train.texts]
             self.held_out = held_out_combinations(names, data.hold_out, seed)
@@ -125,7 +120,9 @@ class DrawRun(PictureRun[DrawRecipe]):
         if data.val_fraction:
             train, part = split_pairs(train, data.val_fraction, seed)
             held.append(part)
-        self.parts = {"train": train} | ({"val": _joined(held)} if held else {})
+        self.parts, same = keep_apart({"train": train} | ({"val": _joined(held)} if held else {}))
+        if same:
+            log.say(f"{same:,} pictures that are held out as well were left out of the training.")
         for name, part in self.parts.items():
             self.store(name, part, self.processor.size)
         self.found = {

@@ -11,6 +11,7 @@ from typing import Any
 from bedplate.api.folders import cache_folder
 from bedplate.data.image_files import ImageRef, read_images
 from bedplate.data.images import SUFFIXES, Source
+from bedplate.data.sources import below
 from bedplate.errors import InputError
 from bedplate.hub.clip_model import ClipModel
 from bedplate.hub.load import load
@@ -104,7 +105,7 @@ def _pictures(folder: str | Path, column: str | None) -> dict[str, ImageRef]:
     if not os.path.isdir(root) or column is not None:
         return {ref.where: ref for ref in read_images(folder, column, label="").images}
     names = sorted(
-        path.relative_to(root) for path in root.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file()
+        path.relative_to(root) for path in below(root) if path.name.lower().endswith(SUFFIXES) and path.is_file()
     )
     names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     if not names:

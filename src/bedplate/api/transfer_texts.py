@@ -13,7 +13,7 @@ from bedplate.api.transfer_study import TEST_MOST, TEST_SHARE, Asked, Study
 from bedplate.data.examples import Reading
 from bedplate.data.images import SUFFIXES
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
-from bedplate.data.sources import content_hash
+from bedplate.data.sources import below, content_hash
 from bedplate.data.tokenizer import tokenizer_config
 from bedplate.errors import InputError
 from bedplate.hub.model import Model
@@ -119,5 +119,5 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _holds_pictures(path: Path) -> bool:
-    files = path.rglob("*") if path.is_dir() else [path]
+    files = below(path) if path.is_dir() else [path]
     return any(file.suffix.lower() in SUFFIXES for file in files)

@@ -97,6 +97,7 @@ class DetectRun(VisionRun):
             **self.usable(),
             "boxes": boxes,
             "dropped": dict(train.dropped),
+            "cut_boxes": train.clipped,
             "broken": self.broken(),
         }
         counts = ", ".join(f"{self.found[name]:,} with {boxes[name]:,} boxes {USES[name]}" for name in self.parts)
@@ -105,6 +106,8 @@ class DetectRun(VisionRun):
             log.say(line)
         if train.dropped:
             log.say("Left out: " + ", ".join(f"{count:,} {what}" for what, count in train.dropped.items()) + ".")
+        if train.clipped:
+            log.say(f"{train.clipped:,} boxes reach over the edge of their picture and were cut there.")
 
     def trainer(self, log: RunLog) -> Trainer:
         return self.make_trainer(

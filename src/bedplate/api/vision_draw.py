@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from PIL import Image
 
 from bedplate.data.images import SUFFIXES, Source, decode
+from bedplate.data.sources import below
 from bedplate.errors import InputError
 from bedplate.hub.image_model import ImageModel
 from bedplate.models.detector import Detector
@@ -36,7 +37,7 @@ def expanded(source: Source) -> list[Source]:
 
 def pictures_below(folder: str | Path) -> list[Path]:
     """The pictures in a folder and the folders in it, sorted."""
-    return sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in below(Path(folder).expanduser()) if path.suffix.lower() in SUFFIXES)
 
 
 def draw_targets(

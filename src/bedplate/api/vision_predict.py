@@ -12,6 +12,7 @@ from PIL import Image
 
 from bedplate.api.folders import cache_folder
 from bedplate.api.vision_draw import draw_predictions, draw_targets, expanded, is_folder
+from bedplate.data.apart import keep_apart
 from bedplate.data.box_loader import BoxEvalLoader, box_store
 from bedplate.data.boxes import read_boxes
 from bedplate.data.image_files import OTHER_SPLITS, LabelledImages, read_images
@@ -228,7 +229,7 @@ def evaluate_images(
     Returns:
         {"n", "metrics": {name: {"value", "low", "high", "n"}}, "data": {"dropped", "broken"}}, where `n` counts the
         pictures that can be decoded and `broken` says what is wrong with each other; of a classifier also "labels" and
-        "confusion"; with `probe` also "probe", {"n", "dropped", "broken"} of these.
+        "confusion"; with `probe` also "probe", {"n", "equal_pictures", "dropped", "broken"} of these.
 
     Raises:
         InputError: labels that the model does not know, or a model that predicts nothing, without `probe`.
@@ -273,6 +274,8 @@ def _probed(
     train = _labelled(probe, column, label)
     test = _labelled(data, column, label, train.classes)
     check_parts(test.dropped, data)
+    parts, same = keep_apart({"train": train, "test": test})
+    train = parts["train"]
     encoder, rows = encoder_of(model.module), []
     stores = [_store(model, part) for part in (train, test)]
     for part, store in zip((train, test), stores, strict=True):
@@ -287,7 +290,7 @@ def _probed(
             "linear_accuracy": linear_probe(rows[0], rows[1])["accuracy"],
         },
         "data": left_out(test.dropped, stores[1]),
-        "probe": {"n": len(stores[0].usable), **left_out(train.dropped, stores[0])},
+        "probe": {"n": len(stores[0].usable), "equal_pictures": same, **left_out(train.dropped, stores[0])},
     }
 
 

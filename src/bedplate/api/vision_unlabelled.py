@@ -47,8 +47,9 @@ def unlabelled(
     train = read_images(data.path, image, label="")
     if data.val_path:
         val = read_images(data.val_path, image, label="")
-        parts, same = keep_apart({"train": train, "val": val})
-        return parts["train"], val, same
-    if data.val_fraction:
-        return *split_images(train, data.val_fraction, seed), 0
-    return train, None, 0
+    elif data.val_fraction:
+        train, val = split_images(train, data.val_fraction, seed)
+    else:
+        return train, None, 0
+    parts, same = keep_apart({"train": train, "val": val})
+    return parts["train"], val, same

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -14,15 +15,19 @@ from typing import Any
 
 import yaml
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from bedplate.data.formats import decoded, telling_damage
 from bedplate.data.image_files import only_train
 from bedplate.data.images import FORMATS, SUFFIXES
+from bedplate.data.sources import below
 from bedplate.errors import InputError
 
 ORIENTATION = 0x0112  # the EXIF tag
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags, too
 UNKNOWN_SIZE = (1, 1)
 """Of a picture that cannot be read; it has no boxes, and is broken, so it is never drawn."""
+POLYGON_MARGIN = 0.05  # share of a side by which a polygon's corner may lie outside, and be cut
 TURNED = (5, 6, 7, 8)  # orientations by which height and width change places
 NAMES_FILES = ("data.yaml", "data.yml", "classes.txt", "obj.names")
 WANTED = (
@@ -136,7 +141,7 @@ def _coco_box(where: str, row: Any, categories: Mapping[Any, str]) -> tuple[Any,
     if not isinstance(row, dict) or any(row.get(key) is None for key in ("image_id", "category_id", "bbox")):
         raise InputError(f"{where}: needs image_id, category_id and bbox; mend it or leave it out")
     for key in ("image_id", "category_id"):
-        _check_id(f"{where}: {key}", row[key])
+        check_id(f"{where}: {key}", row[key])
     if row["category_id"] not in categories:
         raise InputError(f"{where}: category_id {row['category_id']!r} is not among the categories {categories}")
     bbox = row["bbox"]
@@ -145,7 +150,10 @@ def _coco_box(where: str, row: Any, categories: Mapping[Any, str]) -> tuple[Any,
     crowd = row.get("iscrowd")
     if crowd not in (None, 0, 1):  # also false and true
         raise InputError(f"{where}: iscrowd {str(crowd)[:80]!r} is neither 0 nor 1; mend it")
-    x, y, width, height = map(float, bbox)
+    try:
+        x, y, width, height = map(float, bbox)
+    except OverflowError:
+        raise InputError(f"{where}: bbox {str(bbox)[:80]} holds a number that is too large; mend it") from None
     box = Box(categories[row["category_id"]], (x, y, x + width, y + height), bool(crowd), where)
     return row["image_id"], box
 
@@ -158,7 +166,8 @@ def _side(where: str, row: Mapping[str, Any], side: str) -> float | None:
     return value
 
 
-def _check_id(what: str, value: object) -> None:
+def check_id(what: str, value: object) -> None:
+    """Raise InputError if an id of COCO's is neither a number nor a text."""
     if not isinstance(value, int | float | str):
         raise InputError(f"{what} {str(value)[:80]} is neither a number nor a text; mend it")
 
@@ -168,7 +177,7 @@ def _unique(file: Path, rows: list[Any], kind: str, needed: Sequence[str]) -> li
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or any(row.get(key) is None for key in needed):
             raise InputError(f"{file}: {kind} entry number {number} needs {' and '.join(needed)}; mend it")
-        _check_id(f"{file}: {kind} entry number {number}: id", row["id"])
+        check_id(f"{file}: {kind} entry number {number}: id", row["id"])
         if kind != "category":
             continue
         if not isinstance(row["id"], int):
@@ -190,7 +199,8 @@ class Finder:
         self._folders = list(dict.fromkeys(base for base in bases if base.is_dir()))
 
     def __call__(self, where: str, name: object) -> Path:
-        found = next((path for folder in self._folders if (path := folder / str(name)).is_file()), None)
+        places = (folder / str(name) for folder in self._folders)
+        found = next((path for path in places if os.path.isfile(path)), None)  # False for names too long to be one
         if found is None:
             raise InputError(f"{where} is not in {' or '.join(map(str, self._folders))}; put the picture there")
         return found
@@ -241,10 +251,13 @@ def _number(where: object, element: ElementTree.Element, path: str, *default: fl
 
 
 def _read_yolo(folder: Path, images: Sequence[Path], names: Sequence[str] | None) -> BoxSet:
-    """YOLO: a line is class, then centre x, centre y, width, height, or x and y of a polygon's corners, as shares."""
+    """YOLO: a line is class, then centre x, centre y, width, height, or x and y of a polygon's corners, as shares.
+
+    Keypoints may stand behind a box where the names' file says how many (`kpt_shape`); they are not read.
+    """
     labels = [_label_file(image) for image in images]
     _once(f"{folder}: label files", map(str, labels), "belongs to more than one picture")
-    found = _yolo_names(folder, {label.parent for label in labels})
+    found, keypoints = _yolo_names(folder, {label.parent for label in labels})
     if found is None and names is None:
         raise InputError(f"{folder}: no names of the classes in {' or '.join(NAMES_FILES)}, there or above; add one")
     numbered = found or dict(enumerate(names or ()))
@@ -258,13 +271,13 @@ def _read_yolo(folder: Path, images: Sequence[Path], names: Sequence[str] | None
         size, label = _checked_size(str(image), image), _label_file(image)
         lines = _text(label).splitlines() if label.is_file() else []
         rows = [(f"{label}:{number}", line.split()) for number, line in enumerate(lines, 1)]
-        boxes = [_yolo_box(where, row, size or UNKNOWN_SIZE, numbered) for where, row in rows if row]
+        boxes = [_yolo_box(where, row, size or UNKNOWN_SIZE, numbered, keypoints) for where, row in rows if row]
         entries.append(_entry(image, size, boxes))
     _once(f"{folder}: classes", numbered.values(), "are two classes of one name")
     return BoxSet(entries, {name: number for number, name in numbered.items()}, dropped)
 
 
-def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapping[int, str]) -> Box:
+def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapping[int, str], keypoints: int) -> Box:
     try:
         number, *values = map(float, row)
     except ValueError:
@@ -273,6 +286,10 @@ def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapp
         raise InputError(f"{where}: '{' '.join(row)[:80]}' holds what is no finite number; mend the line")
     if number not in names:
         raise InputError(f"{where}: class {row[0]} has no name among {dict(names)}; mend the line or the names")
+    if keypoints:
+        if len(values) != 4 + keypoints:
+            raise InputError(f"{where}: {len(row)} numbers, where kpt_shape asks for {5 + keypoints}; mend one of them")
+        values = values[:4]
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
         raise InputError(f"{where}: {len(row)} numbers are neither a class and a box (5) nor a polygon; mend the line")
     if len(values) == 4:
@@ -281,19 +298,25 @@ def _yolo_box(where: str, row: Sequence[str], size: tuple[int, int], names: Mapp
     else:
         xs, ys = values[0::2], values[1::2]
         shares = (min(xs), min(ys), max(xs), max(ys))
+        if max(values) <= 2 and not -POLYGON_MARGIN <= min(values) <= max(values) <= 1 + POLYGON_MARGIN:
+            raise InputError(
+                f"{where}: a polygon has a corner outside of the picture; mend the line, or, if these are keypoints, "
+                "give kpt_shape beside the names in data.yaml"
+            )
     if max(map(abs, shares)) > 2:
         raise InputError(f"{where}: coordinates are shares of the picture, from 0 to 1, and not pixels; mend the line")
     corners = (shares[0] * size[1], shares[1] * size[0], shares[2] * size[1], shares[3] * size[0])
     return Box(names[int(number)], corners, False, where)
 
 
-def _yolo_names(folder: Path, labels: Iterable[Path]) -> dict[int, str] | None:
-    """{class number: name} of the nearest file of names."""
+def _yolo_names(folder: Path, labels: Iterable[Path]) -> tuple[dict[int, str] | None, int]:
+    """{class number: name} of the nearest file of names, and how many numbers of keypoints stand behind a box."""
     absolute = folder.resolve()
     for place in (absolute, *sorted(labels), *absolute.parents[:2]):
         for file in (place / name for name in NAMES_FILES if (place / name).is_file()):
             if file.suffix not in (".yaml", ".yml"):
-                return dict(enumerate(line.strip() for line in _text(file).splitlines() if line.strip()))
+                lines = enumerate(line.strip() for line in _text(file).splitlines())
+                return {number: line for number, line in lines if line}, 0
             text = _text(file)
             try:
                 data = yaml.safe_load(text)
@@ -303,8 +326,14 @@ def _yolo_names(folder: Path, labels: Iterable[Path]) -> dict[int, str] | None:
             pairs = dict(enumerate(names)) if isinstance(names, list) else names
             if not isinstance(pairs, dict) or not all(isinstance(number, int) for number in pairs):
                 raise InputError(f"{file}: 'names' must be a list of names, or number: name; mend it")
-            return {number: str(name) for number, name in pairs.items()}
-    return None
+            for number, name in pairs.items():
+                if name is None or isinstance(name, bool):
+                    raise InputError(f"{file}: the name {name} of class {number} is no text; put it in quotes")
+            shape = data.get("kpt_shape") or [0]
+            if not isinstance(shape, list) or not all(type(each) is int and each >= 0 for each in shape):
+                raise InputError(f"{file}: 'kpt_shape' must be two numbers, as [17, 3]; mend it")
+            return {number: str(name) for number, name in pairs.items()}, math.prod(shape)
+    return None, 0
 
 
 def _label_file(image: Path) -> Path:
@@ -338,7 +367,7 @@ def _checked_size(
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
-            stored, orientation = (image.height, image.width), _orientation(image)
+            stored, orientation = _stored_size(image), _orientation(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     size = stored[::-1] if orientation in TURNED else stored
@@ -350,6 +379,13 @@ def _checked_size(
             f"is shown turned, {size[1]} x {size[0]}, as its EXIF orientation asks: boxes must be of the turned picture"
         )
     raise InputError(f"{where} is said to be {width:g} x {height:g} pixels (width x height), but the picture {how}")
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) before it is turned; Pillow gives a TIFF's as if it were."""
+    if isinstance(image, TiffImageFile):
+        return int(image.tag_v2[TIFF_HEIGHT]), int(image.tag_v2[TIFF_WIDTH])
+    return image.height, image.width
 
 
 def _orientation(image: Image.Image) -> int:
@@ -375,5 +411,5 @@ def _visible(folder: Path, suffix: str) -> list[Path]:
 def _pictures(folder: Path, deep: bool = True) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = folder.rglob("*") if deep else folder.iterdir()
+    files = below(folder) if deep else folder.iterdir()
     return sorted(p for p in files if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())

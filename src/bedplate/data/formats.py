@@ -41,9 +41,10 @@ def telling_damage(source: str) -> Iterator[None]:
 
 def _not_utf8(source: str, offset: int, error: UnicodeDecodeError) -> InputError:
     value = error.object[error.start]
+    is_utf16 = offset == 0 and value in (0xFE, 0xFF)  # its byte order mark, as of Excel's "Unicode text"
     return InputError(
         f"{source}: not UTF-8 at byte {offset} (0x{value:02x}: {error.reason}); "
-        f"re-encode it as UTF-8, for example: iconv -f LATIN1 -t UTF-8 IN > OUT"
+        f"re-encode it as UTF-8, for example: iconv -f {'UTF-16' if is_utf16 else 'LATIN1'} -t UTF-8 IN > OUT"
     )
 
 
@@ -200,7 +201,7 @@ def _parquet_rows(stream: BinaryIO, source: str, columns: Columns) -> Rows:
                         row[name] = array[index].as_py()
                 except UnicodeDecodeError as error:
                     raise _not_utf8(f"{source}:{number}", error.start, error) from error
-                except (ValueError, OverflowError) as error:  # a time that Python's datetime cannot hold
+                except (ValueError, OverflowError, LookupError) as error:  # a time that Python's datetime cannot hold
                     raise InputError(f"{source}:{number}: cannot be read ({error}); leave the column out") from error
                 yield number, row
 

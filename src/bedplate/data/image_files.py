@@ -21,7 +21,7 @@ from bedplate.data.image_tables import Found, folder_labels, read_table, read_ta
 from bedplate.data.images import SUFFIXES
 from bedplate.data.labels import check_classes, sorted_classes, unknown_label
 from bedplate.data.remote import is_remote, location
-from bedplate.data.sources import Paths, file_hashes, kind_of, resolve, shown
+from bedplate.data.sources import Paths, file_hashes, kind_of, resolve, shown, walk
 from bedplate.errors import InputError
 
 __all__ = [
@@ -265,7 +265,7 @@ def count_unnamed(root: Path, pictures: list[str], named: Sequence[ImageRef], dr
 def files_below(root: Path, dropped: Counter[str]) -> list[str]:
     """The files below a folder, sorted, as relative paths; hidden ones and folders that hold nothing are counted."""
     found = []
-    for folder, inside, names in os.walk(root):
+    for folder, inside, names in walk(root):
         inner = os.path.relpath(folder, root)
         if not (inside or names or inner == os.curdir or _is_hidden(inner)):
             dropped["empty folders"] += 1

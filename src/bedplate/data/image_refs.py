@@ -5,10 +5,11 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Protocol, Self, cast
@@ -147,7 +148,7 @@ class Spool:
 
 def forget_files() -> None:
     """Close what reading keeps open: files may have changed since."""
-    for kept in (_opened, idx_array, _parquet):
+    for kept in (_opened, idx_array, _parquet, _groups):
         kept.cache_clear()
 
 
@@ -188,9 +189,7 @@ def idx_array(file: str) -> NDArray[np.uint8]:
 
 
 class _Parquet:
-    """One column of a parquet file, read by row groups, the last ones of which are kept."""
-
-    KEPT = 8
+    """One column of a parquet file, read by row groups; `_groups` keeps those of all files that were read last."""
 
     def __init__(self, file: str, column: str) -> None:
         import pyarrow.parquet as pq
@@ -200,7 +199,6 @@ class _Parquet:
             self._file = pq.ParquetFile(file, memory_map=True)
         counts = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._ends = np.cumsum(counts)
-        self._group = lru_cache(maxsize=self.KEPT)(self._read)
         self._name = file
 
     def value(self, row: int) -> bytes | str | None:
@@ -208,7 +206,7 @@ class _Parquet:
         number = int(np.searchsorted(self._ends, row, side="right"))
         first = int(self._ends[number - 1]) if number else 0
         with _reading:  # a ParquetFile is for one thread at a time
-            columns = self._group(number)
+            columns = _groups.get((self._name, self._column, number), partial(self._read, number))
         values = (column[row - first].as_py() for column in columns)
         return next((value for value in values if value), None)
 
@@ -224,6 +222,33 @@ class _Parquet:
         )
         columns = [pc.struct_field(whole, name) for name in ("bytes", "path") if name in fields] or [whole]
         return [column.chunk(0) if column.num_chunks == 1 else column for column in columns]
+
+
+class _Groups:
+    """Row groups that were read last, of at most so many bytes, and one at least."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
+
+    def get(self, key: tuple[str, str, int], read: Callable[[], list[Any]]) -> list[Any]:
+        """The columns of a group, read where they are not kept."""
+        if key not in self._held:
+            self._held[key] = read()
+            while len(self._held) > 1 and sum(map(_bytes, self._held.values())) > self._most:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def cache_clear(self) -> None:
+        self._held.clear()
+
+
+def _bytes(columns: Sequence[Any]) -> int:
+    return sum(column.nbytes for column in columns)
+
+
+_groups = _Groups(most=256 * 2**20)
 
 
 @lru_cache(maxsize=16)

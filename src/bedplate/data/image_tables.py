@@ -1,9 +1,11 @@
 """Pictures in tables (csv, jsonl, parquet, the Hub) and in WebDataset archives, with their labels."""
 
+import hashlib
 import json
+import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -72,6 +74,15 @@ def read_table(name: str, image: str | None, label: str | None, dropped: Counter
     if missing:
         dropped["rows without a picture"] += missing
     return Found([kept[ref] if isinstance(ref, int) else ref for ref in refs], labels, label or "", names)
+
+
+def picture_key(value: object) -> Hashable:
+    """What is equal where the pictures of two rows are the same; None where there is none."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return hashlib.blake2b(value, digest_size=16).digest() if value else None
+    return os.path.normpath(value.strip()) if isinstance(value, str) and value.strip() else None
 
 
 def row_picture(value: object, source: str, column: str, name: str, spool: Spool) -> ImageRef | int | None:
@@ -212,11 +223,12 @@ def _schema_names(name: str, label: str) -> list[str]:
     with telling_damage(name):
         metadata = pq.read_schema(name).metadata or {}
     try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        feature = json.loads(metadata.get(b"huggingface", b"{}"))
     except ValueError as error:
         raise InputError(f"{name}: its schema's 'huggingface' entry is not JSON ({error}); write it again") from error
-    names = (features.get(label) or {}).get("names") or []
-    return [str(each) for each in names]
+    for key in ("info", "features", label, "names"):
+        feature = feature.get(key) if isinstance(feature, dict) else None
+    return [str(each) for each in feature] if isinstance(feature, list) else []
 
 
 def read_tar(name: str, label: str | None, dropped: Counter[str]) -> Found:
@@ -245,14 +257,20 @@ def tar_pictures(name: str, dropped: Counter[str]) -> list[Member]:
     keys: dict[str, str] = {}
     texts: dict[str, dict[str, bytes]] = {}  # by key, by suffix
     source = remote.shown(name)
+    dotted: dict[str, str] = {}  # names with two dots or more: the key that WebDataset sees there
     others = Counter[str]()
     with Spool(name) as spool, telling_damage(source):
         for member, archive, in_place in _members(name):
             folder, _, base = member.name.rpartition("/")
             stem, _, suffix = base.partition(".")
+            suffix = suffix.lower()
+            if "." in suffix:
+                dotted[member.name] = f"{folder}/{stem}"
+                stem, _, suffix = base.rpartition(".")
+                suffix = suffix.lower()
             if any(part.startswith(".") or part == "__MACOSX" for part in Path(member.name).parts if part != "."):
                 others["hidden files"] += 1
-            elif f".{suffix.lower()}" in SUFFIXES:
+            elif f".{suffix}" in SUFFIXES:
                 where = f"{source}::{member.name}"
                 others["pictures replaced by a later one of their name"] += member.name in refs  # as unpacking would
                 if in_place:
@@ -265,6 +283,10 @@ def tar_pictures(name: str, dropped: Counter[str]) -> list[Member]:
             else:
                 others["files of other kinds"] += 1
         kept = spool.close() if any(isinstance(ref, int) for ref in refs.values()) else []
+    taken = texts.keys() | {key for each, key in keys.items() if each not in dotted}
+    for extra in [each for each in refs if dotted.get(each) in taken]:  # as KEY.mask.png beside KEY.jpg
+        others["files of other kinds"] += 1
+        del refs[extra]
     dropped.update(+others)
     return [
         Member(kept[ref] if isinstance(ref, int) else ref, member, keys[member], texts.get(keys[member], {}))

@@ -107,6 +107,7 @@ def read_labelled(
             wrong type, a label that is not among `classes`, or, where these are not given, labels that are no classes:
             only one, more than 1,000, or another one in every row of more than 20.
     """
+    named = column is not None or label is not None
     if column is None or label is None:
         column, label = _guess_columns(path, column, label)
     if column == label:
@@ -119,6 +120,11 @@ def read_labelled(
         told = ", ".join(f"{reason}: {count}" for reason, count in dropped.items()) or "there are no rows"
         raise InputError(f"{shown(path)}: no row with both a '{column}' and a '{label}' ({told}); give labelled texts")
     texts, labels, places = map(list, zip(*rows, strict=True))
+    if not named and label in labels:
+        raise InputError(
+            f"{shown(path)}: its first line looks like a row, not like the names of columns, as the label "
+            f"'{label}' is among the labels; put text,label above it, or name the columns"
+        )
     data = LabelledTexts(texts, labels, places, column, label, dict(dropped))
     if classes is None:
         check_classes(data.labels, data.label, shown(path))

@@ -50,8 +50,8 @@ class Masking:
     def __call__(self, batch: Batch, step: int = 0) -> Batch:
         """The batch with `masked_ids (B, T)`, and `masked_at` and `masked_targets (B, K)`, int64.
 
-        The state at `masked_at` foretells `masked_targets`; K is `rate` of T, at least 1. Where a row has fewer words
-        than that, the targets left over are -100.
+        The state at `masked_at` foretells `masked_targets`; K is `rate` of T, at least 1. Of a row that ends in padding
+        only `rate` of its text is hidden. Where a row has fewer words than that, the targets left over are -100.
         """
         rows = zip(batch["ids"].numpy(), batch["targets"].numpy(), strict=True)
         parts = [self._row(ids, targets, step) for ids, targets in rows]
@@ -66,9 +66,11 @@ class Masking:
         in_text = before != IGNORE
         if not self.shift:
             in_text |= targets != IGNORE  # a document's first token, too, can be foretold from what follows
-        is_word = self.is_word[ids] & in_text
+        filled = 1 + int(np.flatnonzero(np.r_[True, targets != IGNORE])[-1])  # places that ask, and the last target
+        is_word = self.is_word[ids] & in_text & (np.arange(len(ids)) < filled - 1)
         count = max(1, round(self.rate * len(ids)))
         order = np.argsort(np.where(is_word, generator.random(len(ids)), 2.0), kind="stable")[:count]
+        is_word[order[max(1, round(self.rate * filled)) :]] = False
         chosen = np.sort(order)
         counted = is_word[chosen]
         wanted = np.where(counted, ids[chosen], IGNORE)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bedplate.data import sources
-from bedplate.data.box_formats import Finder
+from bedplate.data.box_formats import Finder, check_id
 from bedplate.data.formats import ROWS, missing_column
 from bedplate.data.image_files import (
     METADATA,
@@ -30,6 +30,7 @@ from bedplate.data.image_tables import (
     beside_value,
     first_rows,
     picture_column,
+    picture_key,
     readable_at_random,
     row_picture,
     tar_pictures,
@@ -151,7 +152,7 @@ def read_pairs(
 
     - A tar archive: pictures `KEY.png` with `KEY.json` or `KEY.txt` (WebDataset).
     - A table (csv, tsv, jsonl, parquet, `hf:` id): a column of paths, relative to the table, or of the Hub's
-      {bytes, path}.
+      {bytes, path}. Rows of one picture are joined: each has one of its texts.
     - A folder of pictures, with a `.txt` of the same name beside each, or a `metadata.csv` (or .jsonl, .parquet).
     - COCO's captions: JSON with the lists images and annotations, which have an image_id and a caption.
 
@@ -183,7 +184,7 @@ def read_pairs(
     if not items:
         raise InputError("the list of data paths is empty: give at least one file, folder, glob or hf: id")
     wanted = _Wanted(image, names, group, key)
-    rows = [row for item in items for row in _read(location(item), wanted, dropped)]
+    rows = _joined(row for item in items for row in _read(location(item), wanted, dropped))
     if not rows:
         raise InputError(f"{shown(path)}: no pictures{counted(dropped)}; give pictures with texts")
     kept = [row for row in rows if row.texts]
@@ -304,6 +305,21 @@ def _read(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_Row]:
         raise InputError(f"{name}: no pictures with texts can be read from it; give {kinds}, or a folder of pictures")
 
 
+def _joined(rows: Iterable[_Row]) -> list[_Row]:
+    """One row a picture: the texts that stand for it by themselves, then the keywords, and the first row's group."""
+    found: dict[tuple[object, ...], list[_Row]] = {}
+    for row in rows:
+        image = row.image
+        found.setdefault((image.file, image.kind, image.place, image.column), []).append(row)
+    return [each[0] if len(each) == 1 else _one_of(each) for each in found.values()]
+
+
+def _one_of(rows: Sequence[_Row]) -> _Row:
+    whole = dict.fromkeys(text for row in rows for text in row.texts[: row.whole])
+    keywords = dict.fromkeys(text for row in rows for text in row.texts[row.whole :] if text not in whole)
+    return replace(rows[0], texts=(*whole, *keywords), whole=len(whole))
+
+
 def _read_folder(root: Path, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_Row]:
     files = files_below(root, dropped)
     pictures = [file for file in files if is_picture(file)]
@@ -359,22 +375,25 @@ def _read_table(name: str, wanted: _Wanted, dropped: Counter[str]) -> Iterator[_
         )
     image = picture_column(name, first, wanted.image, [*texts, *filter(None, [wanted.group])])
     wanted = replace(wanted, texts=texts)
-    if readable_at_random(name, image):
-        columns = list(dict.fromkeys([*texts, *filter(None, [wanted.group])]))
-        for number, (source, row) in enumerate(sources.rows(name, columns)):
-            ref = ImageRef(f"{name}:{number + 1}", name, "parquet", number, column=image)
-            yield _row(ref, row, wanted, source)
-        return
+    in_place = readable_at_random(name, image)
+    columns = list(dict.fromkeys([image, *texts, *filter(None, [wanted.group])])) if in_place else None
     found: list[tuple[ImageRef | int, dict[str, Any], str]] = []
+    places: dict[Hashable, ImageRef | int] = {}  # a number is one of the spool
     with Spool(name) as spool:
-        for source, row in sources.rows(name):
+        for number, (source, row) in enumerate(sources.rows(name, columns)):
             if image not in row:
                 raise missing_column(source, image, row)
-            place = row_picture(row[image], source, image, name, spool)
+            key = picture_key(row[image])
+            place = places.get(key)
+            if place is None and key is not None and in_place:
+                place = ImageRef(f"{name}:{number + 1}", name, "parquet", number, column=image)
+            elif place is None:
+                place = row_picture(row[image], source, image, name, spool)
             if place is None:
                 dropped["rows without a picture"] += 1
-            else:
-                found.append((place, {key: value for key, value in row.items() if key != image}, source))
+                continue
+            places[key] = place
+            found.append((place, {key: value for key, value in row.items() if key != image}, source))
         kept = spool.close() if any(isinstance(place, int) for place, *_ in found) else []
     for place, row, source in found:
         yield _row(kept[place] if isinstance(place, int) else place, row, wanted, source)
@@ -410,7 +429,7 @@ def _read_coco(file: Path) -> Iterator[_Row]:
     """COCO's captions: https://cocodataset.org/#format-data."""
     try:
         data = json.loads(file.read_text("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: this is no JSON ({error}); mend the file") from None
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):
         raise InputError(f"{file}: COCO's captions are an object with lists images and annotations; this is none")
@@ -418,6 +437,7 @@ def _read_coco(file: Path) -> Iterator[_Row]:
     for number, each in enumerate(data["images"]):
         if not isinstance(each, dict) or each.get("id") is None or not isinstance(each.get("file_name"), str):
             raise InputError(f"{file}: image entry number {number} needs id and file_name; mend it")
+        check_id(f"{file}: image entry number {number}: id", each["id"])
         if each["id"] in names:
             raise InputError(f"{file}: the id {each['id']!r} is that of two images; mend it")
         names[each["id"]] = each["file_name"]
@@ -426,6 +446,7 @@ def _read_coco(file: Path) -> Iterator[_Row]:
         where = f"{file}: annotation number {number}"
         if not isinstance(each, dict) or each.get("image_id") is None or not isinstance(each.get("caption"), str):
             raise InputError(f"{where} needs image_id and caption; give a file of captions, not of boxes")
+        check_id(f"{where}: image_id", each["image_id"])
         if each["image_id"] not in texts:
             raise InputError(f"{where} is of image {each['image_id']!r}, which 'images' does not list; leave it out")
         texts[each["image_id"]].append(each["caption"])

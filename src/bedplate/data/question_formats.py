@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from bedplate.data import sources
 from bedplate.data.formats import ROWS, missing_column
 from bedplate.data.image_files import files_below, is_picture, only_train
 from bedplate.data.image_refs import ImageRef, Spool
-from bedplate.data.image_tables import first_rows, picture_column, readable_at_random, row_picture
+from bedplate.data.image_tables import first_rows, picture_column, picture_key, readable_at_random, row_picture
 from bedplate.data.labels import first_named, how_to_name, listed
 from bedplate.data.pairs import TEXT_NAMES, read_pairs
 from bedplate.data.questions import Asked, Question, captions
@@ -134,7 +133,7 @@ def _read_table(name: str, columns: Columns) -> Asked:
             for column in (image, question, answer):
                 if column not in row:
                     raise missing_column(source, column, row)
-            key = _key(row[image])
+            key = picture_key(row[image])
             text = _text(row[question], source, question)
             answers = _answers(row[answer], source, answer)
             reason = NO_PICTURE if key is None else UNASKED if not text else UNANSWERED if not answers else None
@@ -177,15 +176,6 @@ def _guessed(name: str, columns: Columns) -> tuple[str, str, str, str | None] | 
     assert question and answer
     others = [each for each in present if each not in (question, answer)]
     return image, question, answer, columns.kind or first_named(KIND_NAMES, others, image)
-
-
-def _key(value: object) -> Hashable:
-    """What is equal where the pictures of two rows are the same; None where there is none."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return hashlib.blake2b(value, digest_size=16).digest() if value else None
-    return os.path.normpath(value.strip()) if isinstance(value, str) and value.strip() else None
 
 
 def _text(value: object, source: str, column: str) -> str:

@@ -275,7 +275,25 @@ def shown(path: Paths) -> str:
 def _files_under(root: Path) -> list[Path]:
     if root.is_file():
         return [root] if kind_of(root.name) else []
-    return sorted(file for file in root.rglob("*") if file.is_file() and _is_wanted(str(file.relative_to(root))))
+    return sorted(file for file in below(root) if file.is_file() and _is_wanted(str(file.relative_to(root))))
+
+
+def below(root: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders among them, in no order."""
+    return (Path(folder, name) for folder, _, names in walk(root) for name in names)
+
+
+def walk(root: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder, folders, files) as `os.walk` gives them, through links to folders, too, but never in a circle."""
+    within: dict[str, tuple[str, ...]] = {
+        str(root): (os.path.realpath(root),)
+    }  # of each folder to come, the folders that it lies in
+    for folder, inside, names in os.walk(root, followlinks=True):
+        above = within.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in inside}
+        inside[:] = [name for name in inside if real[name] not in above]
+        within |= {os.path.join(folder, name): (*above, real[name]) for name in inside}
+        yield folder, inside, names
 
 
 def _is_wanted(name: str) -> bool:

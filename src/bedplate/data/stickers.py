@@ -13,6 +13,7 @@ from PIL import Image
 
 from bedplate.data.formats import TarHeader, telling_damage
 from bedplate.data.images import FORMATS, SUFFIXES, BadImage
+from bedplate.data.sources import below
 from bedplate.errors import InputError
 
 VISIBLE = 128
@@ -93,7 +94,7 @@ def _read(where: str, name: str, content: bytes) -> Sticker:
 
 def _in_folder(root: Path) -> Iterator[tuple[str, str, bytes]]:
     """(place, name, content) of each picture, in the order of their paths."""
-    for file in sorted(root.rglob("*")):
+    for file in sorted(below(root)):
         if file.suffix.lower() in SUFFIXES and file.is_file():
             yield str(file), file.stem if file.parent == root else file.parent.name, file.read_bytes()
 
