@@ -331,7 +331,7 @@ def test_a_classifier_reads_afterwards_as_it_was_taught(tmp_path: Path, tiny_fin
     options = f"data.path={train}", f"data.test_path={test}", "data.max_tokens=9", "train.sequence_length=6", *SHORT
     result = bedplate.finetune(tiny_finetune(tmp_path / "run", *options))
     config = json.loads((tmp_path / "run" / "model" / "tokenizer_config.json").read_text("utf-8"))
-    assert config["classify"] == {"sequence_length": 6, "max_tokens": 9}
+    assert config["classify"] == {"sequence_length": 6, "max_tokens": 9, "framed": True}
     measured = bedplate.evaluate(tmp_path / "run", test)
     assert measured["sequence_length"] == 6 and measured["data"]["truncated"] == 40
     assert measured["metrics"]["loss"] == pytest.approx(result["test"]["loss"], abs=1e-6)

@@ -124,7 +124,7 @@ def test_an_adapter_keeps_how_texts_are_read(tmp_path: Path, tiny_finetune: Any,
     bedplate.finetune(tiny_finetune(tmp_path / "run", *options))
     alone, merged = bedplate.load(tmp_path / "run" / "adapter"), bedplate.load(tmp_path / "run")
     assert alone.tokenizer_config["classify"] == merged.tokenizer_config["classify"]
-    assert alone.tokenizer_config["classify"] == {"sequence_length": 6, "max_tokens": 9}
+    assert alone.tokenizer_config["classify"] == {"sequence_length": 6, "max_tokens": 9, "framed": True}
     alone.unload_adapter()
     assert "classify" not in alone.tokenizer_config
 

@@ -309,6 +309,33 @@ def test_a_damaged_adapter_is_refused(
     assert str(made) in str(caught.value) and "\n" not in str(caught.value) and model.plain is None
 
 
+def test_an_adapter_whose_tokenizer_is_damaged_leaves_the_model_as_it_was(
+    bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(adapters["first"], tmp_path / "made")
+    (tmp_path / "made" / "tokenizer.json").write_text("{")
+    model = bedplate.load(bases["qwen3"])
+    before = logits(model)
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        model.load_adapter(tmp_path / "made")
+    assert torch.equal(logits(model), before) and model.plain is None
+
+
+def test_an_adapter_beside_a_model_is_not_left_out_silently(
+    bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(bases["qwen3"], both)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(adapters["first"] / name, both)
+    with pytest.raises(
+        InputError, match=r"both: holds an adapter \(adapter_config.json\) beside a model; give adapter="
+    ):
+        bedplate.load(both)
+    wanted = logits(bedplate.load(bases["qwen3"], adapter=adapters["first"]))
+    assert torch.equal(logits(bedplate.load(both, adapter=both)), wanted)
+
+
 # Targets.
 
 

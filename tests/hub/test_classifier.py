@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import filecmp
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 import bedplate
@@ -137,6 +139,52 @@ def test_a_foreign_classifier_predicts_what_it_predicts_there(tiny_model: Path, 
         assert list(prediction["scores"].values()) == pytest.approx(scores.tolist(), abs=ATOL)
         assert prediction["label"] == LABELS[int(scores.argmax())]
         assert prediction["score"] == prediction["scores"][prediction["label"]]
+
+
+def test_a_text_is_read_with_what_its_tokenizer_puts_around_it(tiny_model: Path, tmp_path: Path) -> None:
+    """Llama's <s>, say; a classifier that was saved before this was so reads texts without."""
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    module = ours("llama", "last")
+    model = Model(Classifier(replace(module.config, vocab_size=tokenizer.get_vocab_size()), LABELS), tokenizer)
+    randomise(model.module)
+    text = "The cat sees a dog."
+
+    def scores(ids: list[int]) -> list[float]:
+        return model.module.eval()(torch.tensor([ids])).softmax(1)[0].tolist()
+
+    with torch.inference_mode():
+        framed, bare = scores(tokenizer.encode(text).ids), scores(tokenizer.encode(text, add_special_tokens=False).ids)
+    assert list(model.predict(text)[0]["scores"].values()) == pytest.approx(framed, abs=ATOL)
+    model.tokenizer_config = {"classify": {"sequence_length": 64, "max_tokens": None}}
+    assert list(model.predict(text)[0]["scores"].values()) == pytest.approx(bare, abs=ATOL) != framed
+
+
+@pytest.mark.parametrize("is_causal", [True, False], ids=["causal", "bidirectional"])
+def test_windows_of_one_and_of_both_sides(is_causal: bool, tmp_path: Path) -> None:
+    """A sliding window of `transformers` counts the token itself where it is causal, and does not where it is not."""
+    options = {} if is_causal else {"is_causal": False}
+    config = their_config("qwen3", use_sliding_window=True, sliding_window=5, max_window_layers=1, **options)
+    model = auto_class("last").from_config(config, attn_implementation="eager").eval()
+    randomise(model)
+    model.save_pretrained(tmp_path / "theirs")
+    module = load_module(tmp_path / "theirs")
+    assert isinstance(module, Classifier) and module.config.is_causal == is_causal
+    check_same(module, model)
+    turned = Classifier(replace(module.config, is_causal=not is_causal), LABELS)
+    turned.load_state_dict(module.state_dict())
+    save_directory(tmp_path / "ours", turned.eval())
+    check_same(turned, auto_class("last").from_pretrained(tmp_path / "ours", attn_implementation="eager").eval())
+
+
+def test_scores_that_are_no_numbers_are_no_answer(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    config = replace(ours("qwen3", "last").config, vocab_size=tokenizer.get_vocab_size())
+    module = Classifier(config, LABELS).eval()
+    randomise(module)
+    module.score.weight.data[1, 3] = torch.nan
+    with pytest.raises(InputError, match="scores are no numbers: its weights are damaged"):
+        Model(module, tokenizer).predict("The cat")
 
 
 def test_the_tokenizer_of_a_saved_classifier_pads_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:

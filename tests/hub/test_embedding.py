@@ -155,6 +155,27 @@ def test_the_pooling_of_the_directory_is_the_default_and_kept_when_saved(model: 
     assert read_embedding_settings(tmp_path / "a") == EmbeddingSettings("mean", True, 16)
 
 
+def test_small_letters_and_the_default_prompt_of_the_directory(model: Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "a")
+    write(tmp_path / "a", "pooling_mode_mean_tokens", "Pooling", max_seq_length=32, do_lower_case=True)
+    prompts = tmp_path / "a" / "config_sentence_transformers.json"
+    prompts.write_text(json.dumps({"prompts": {"query": "Find: "}, "default_prompt_name": "query"}))
+    loaded = bedplate.load(tmp_path / "a")
+    assert torch.equal(loaded.embed("The CAT"), model.embed("find: the cat", pooling="mean", normalize=False))
+    loaded.save(tmp_path / "b")
+    assert bedplate.load(tmp_path / "b").embedding == loaded.embedding
+    prompts.write_text(json.dumps({"prompts": {"query": "Find: "}, "default_prompt_name": None}))
+    assert bedplate.load(tmp_path / "a").embedding.prompt == ""
+    for file, content, told in (
+        (prompts, {"default_prompt_name": "gone"}, "default_prompt_name='gone' is none of its prompts"),
+        (tmp_path / "a" / "sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length='x' is no number of"),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(InputError, match=told):
+            bedplate.load(tmp_path / "a")
+        file.unlink()
+
+
 def test_a_directory_that_asks_for_more_loads_and_says_so_when_it_embeds(model: Model, tmp_path: Path) -> None:
     model.save(tmp_path / "a")
     for mode, kinds, part in (

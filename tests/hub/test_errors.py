@@ -183,6 +183,10 @@ YARN = {"rope_type": "yarn", "factor": 2.0}
 UNSUPPORTED = [
     ("llama", {"model_type": "mamba"}, "model_type='mamba' is not supported; supported: gpt2, llama, qwen3"),
     ("llama", {"model_type": None}, "model_type=None is not supported; supported: gpt2, llama, qwen3"),
+    ("llama", {"model_type": []}, "model_type=[] is not supported; supported: gpt2, llama, qwen3"),
+    ("llama", {"vocab_size": 10**30}, "vocab_size=1000000000000000000000000000000: input should be less than"),
+    ("modernbert", {"rope_parameters": 3.5}, "rope_parameters must be a dictionary, got 3.5"),
+    ("modernbert", {"rope_scaling": -1}, "rope_scaling must be a dictionary, got -1"),
     ("llama", {"hidden_act": "mish"}, "hidden_act='mish' is not supported; supported: silu, swish, gelu, "),
     ("gpt2", {"activation_function": "tanh"}, "activation_function='tanh' is not supported; supported: silu, "),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
@@ -277,6 +281,14 @@ def test_overwrite_replaces_the_whole_folder(saved: Path) -> None:
     ]
     assert read_config(saved).family == "llama"
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_link_to_a_folder_stays_a_link(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(saved)
+    for preset in ("llama", "qwen3"):
+        save_directory(tmp_path / "link", make_module(preset), overwrite=True)
+        assert (tmp_path / "link").is_symlink() and read_config(saved).family == preset
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"link", saved.name})
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

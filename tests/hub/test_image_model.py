@@ -165,9 +165,16 @@ def test_bad_input(picture: Image.Image, tmp_path: Path) -> None:
         ({"size": {"height": 8, "width": 8}}, "8x8"),
         ({"do_normalize": False}, "do_normalize"),
         ({"resample": 3}, "resample=3"),
+        ({"rescale_factor": None}, "rescale_factor=None is not supported; supported: 1/255"),
+        ({"image_mean": "x"}, "image_mean='x' is neither a number nor three of them"),
+        ({"image_std": [1, 2]}, "image_std=.* is neither a number nor three of them"),
+        ({"size": {"height": "x", "width": 8}}, "size=.* is no size in pixels"),
+        ({"size": {"shortest_edge": None}}, "size=.* is no size in pixels"),
     ):
         file.write_text(json.dumps(values | change))
         with pytest.raises(InputError, match=message):
             bedplate.load(tmp_path / "m")
+    file.write_text(json.dumps(values | {"image_mean": 0.25}))
+    assert bedplate.load(tmp_path / "m").processor.mean == (0.25, 0.25, 0.25)
     with pytest.raises(InputError, match="adapters are for language models"):
         bedplate.load(tmp_path / "m", adapter="x")

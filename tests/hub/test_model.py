@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,7 @@ def test_bad_prompts(directory: Path) -> None:
         ('{"eos_token_id": [1, 2]}', '{"eos_token_id": 3, "bos_token_id": 4}', SpecialTokens(4, (1, 2))),
         (None, '{"eos_token_id": 0}', SpecialTokens(None, (0,))),
         ('{"eos_token_id": null}', "{}", SpecialTokens()),
+        ('{"eos_token_id": [2, -1]}', '{"eos_token_id": 3}', SpecialTokens(None, (2,))),
     ],
 )
 def test_special_tokens(generation: str | None, config: str, expected: SpecialTokens, tmp_path: Path) -> None:
@@ -193,6 +196,38 @@ def test_special_tokens(generation: str | None, config: str, expected: SpecialTo
         (tmp_path / "generation_config.json").write_text(generation)
     (tmp_path / "config.json").write_text(config)
     assert read_special_tokens(tmp_path) == expected
+
+
+@pytest.mark.parametrize("value", ['"x"', "[1, {}]", "true", "1.5"])
+def test_special_tokens_are_numbers(value: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(f'{{"eos_token_id": {value}}}')
+    with pytest.raises(InputError, match=r"bos_token_id and eos_token_id are token ids, and .* is none"):
+        read_special_tokens(tmp_path)
+
+
+def test_stops_beyond_the_vocabulary_end_nothing(directory: Path) -> None:
+    """GPT-2's 50256, say, where the vocabulary is smaller; `transformers` lets them be."""
+    model = load(directory)
+    options: dict[str, Any] = {"max_new_tokens": 4, "min_new_tokens": 2, "temperature": 0}
+    assert model.generate([[5, 6]], stop_ids=(50256,), **options) == model.generate([[5, 6]], stop_ids=(), **options)
+
+
+def test_a_tokenizer_of_another_model_is_told(directory: Path) -> None:
+    save_directory(directory, make_module(40), WORDS, overwrite=True)
+    model = load(directory)
+    for use in (model.generate, model.embed, model.predict):
+        with pytest.raises(InputError, match=r"the tokenizer has \d+ tokens and the model a vocabulary of 40"):
+            use("the cat")
+
+
+def test_vectors_of_adapters_that_came_off_are_not_kept(directory: Path) -> None:
+    model = load(directory)
+    model.embed("the cat", pooling="mean")
+    first = weakref.ref(model.module)
+    model.module = make_module()
+    model.embed("the cat", pooling="mean")
+    gc.collect()
+    assert first() is None
 
 
 def test_transformers_writes_the_same_text(directory: Path) -> None:

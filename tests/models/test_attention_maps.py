@@ -60,6 +60,16 @@ def test_maps_are_the_class_tokens_weights(layer: int, heads: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_maps_of_a_model_in_bf16(has_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a CPU that multiplies bf16 reads without PyTorch's kernel."""
+    monkeypatch.setattr("bedplate.nn.attention.CPU_HAS_BF16", has_bf16)
+    module = made()
+    exact = attention_maps(module, PIXELS)
+    rounded = attention_maps(module.to(torch.bfloat16), PIXELS.to(torch.bfloat16))
+    assert rounded.shape == exact.shape and (rounded - exact).abs().max() < 0.1
+
+
 def test_of_a_model_that_reads_the_mean_they_are_the_mean_of_the_patches() -> None:
     module = made(replace(CONFIG, pooling="mean"), ViT)
     torch.testing.assert_close(attention_maps(module, PIXELS).flatten(2), by_hand(module, -1)[:, :, 1:, 1:].mean(2))

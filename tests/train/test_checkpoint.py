@@ -4,8 +4,10 @@ import os
 import resource
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,32 @@ def test_a_checkpoint_of_another_model_changes_nothing(
     with pytest.raises(InputError, match=f"step-00000001: .*{message}"):
         checkpoints.load(into={f"model/{name}": tensor for name, tensor in into.items()})
     assert all(tensor.eq(1).all() for tensor in into.values())
+
+
+def test_who_waits_for_a_checkpoint_is_alive_as_long_as_it_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a watchdog would end a healthy run whose last checkpoint takes longer than it waits."""
+    monkeypatch.setattr("bedplate.train.checkpoint.LOOK", 0.02)
+    finish, beats = Checkpoints._finish, []
+
+    def slowly(self: Checkpoints, writing: Any, state: Any) -> None:
+        writing.result()
+        more = self._partial(state["step"]) / "more"
+        for size in range(5):
+            more.write_bytes(b"x" * (size + 1))
+            time.sleep(0.1)
+        more.unlink()
+        time.sleep(0.3)  # nothing grows
+        finish(self, writing, state)
+
+    monkeypatch.setattr(Checkpoints, "_finish", slowly)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.alive = lambda: beats.append(time.monotonic())
+    save(checkpoints, checkpoint(1))
+    gaps = [later - earlier for earlier, later in pairwise(beats)]
+    assert 5 <= len(beats) <= 10 and max(gaps) > 0.2  # no beat while nothing grew
+    assert checkpoints.steps() == [1]
 
 
 def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bedplate.api.multimodal import evaluate_multimodal
 from bedplate.api.predict import label_options
 from bedplate.api.vision_predict import evaluate_images
 from bedplate.api.zeroshot import evaluate_labels
-from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader
 from bedplate.data.labelled import LabelledTexts, read_labelled
 from bedplate.data.loader import EvalLoader
 from bedplate.data.masking import MaskedBatches, Masking
@@ -191,6 +192,7 @@ def _on_texts(
     """What the model was taught, on texts; arguments as those of `evaluate`."""
     if loaded.tokenizer is None:
         raise InputError("the model has no tokenizer.json, which measuring on text needs")
+    loaded.need_tokenizer()  # one of this model
     module, length = loaded.module, _length(loaded, sequence_length)
     writer = loaded.summarizer()
     if summary is not None and writer is None:
@@ -200,9 +202,8 @@ def _on_texts(
     if isinstance(module, Classifier):
         if isolate_documents:
             raise InputError("isolate_documents is for language models; a classifier reads each text by itself")
-        most = Reading.of(loaded.tokenizer_config, loaded.config.max_position_embeddings).max_tokens
         data = read_labelled(paths, column, label, module.labels)
-        return _classifier(module, loaded.tokenizer, data, Reading(length, most))
+        return _classifier(module, loaded.tokenizer, data, replace(_reading(loaded), sequence_length=length))
     if label is not None:
         raise InputError(f"label={label!r} is for classifiers; this is a language model, measured on text alone")
     if writer is not None:
@@ -212,11 +213,17 @@ def _on_texts(
     return _language_model(loaded, paths, column or "text", length, batch_size or 8, isolate_documents)
 
 
+def _reading(loaded: Model) -> Reading:
+    """How a classifier reads texts."""
+    config = loaded.config
+    return Reading.of(loaded.tokenizer_config, config.max_position_embeddings, config.is_encoder)
+
+
 def _length(loaded: Model, wanted: int | None) -> int:
     """Tokens of a row: those that are wanted, or as many as the model reads, within limits."""
     context = loaded.config.max_position_embeddings
     if wanted is None and isinstance(loaded.module, Classifier):
-        return Reading.of(loaded.tokenizer_config, context).sequence_length
+        return _reading(loaded).sequence_length
     length = min(context, 1024) if wanted is None else wanted
     if length < 1:
         raise InputError(f"sequence_length={length} must be 1 or more")
@@ -278,9 +285,7 @@ def _summarizer(writer: Summarizer, paths: list[str], column: str | None, summar
 
 def _classifier(module: Classifier, tokenizer: Tokenizer, data: LabelledTexts, reading: Reading) -> dict[str, Any]:
     labels = [module.labels.index(label) for label in data.labels]
-    framed = module.config.is_encoder
-    lengths = reading.sequence_length, reading.max_tokens
-    rows, task = encode_rows(tokenizer, data.texts, labels, *lengths, framed=framed), Classify(module)
+    rows, task = reading.rows(tokenizer, data.texts, labels), Classify(module)
     logits, truth = task.logits(SortedEvalLoader(rows))
     matrix = confusion_matrix(truth.numpy(), logits.argmax(1).numpy(), len(module.labels))
     return {

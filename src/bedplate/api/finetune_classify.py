@@ -18,7 +18,7 @@ from bedplate.api.record import write_finetune_report
 from bedplate.compression.distil import Teacher, read_unlabelled, with_labels
 from bedplate.data.apart import USES
 from bedplate.data.duplicates import near_duplicates
-from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader, encode_rows
+from bedplate.data.examples import Reading, Rows, SortedEvalLoader, SortedLoader
 from bedplate.data.labelled import LabelledTexts, read_labelled, split_labelled
 from bedplate.data.loader import prefetch
 from bedplate.data.sources import shown
@@ -42,7 +42,8 @@ class ClassifyRun(FinetuneRun):
     def prepare(self, log: RunLog) -> None:
         self.base = base = self.load_base()
         config = dict(base.tokenizer_config) or tokenizer_config(self.tokenizer, self.context)
-        base.tokenizer_config = config | Reading(self.length, self.recipe.data.max_tokens).to_config()
+        self.reading = Reading(self.length, self.recipe.data.max_tokens)
+        base.tokenizer_config = config | self.reading.to_config()
         self.timed("data", lambda: self._read(log))
         if self.recipe.teacher.model is not None:
             self.timed("teacher", lambda: self._ask_teacher(log))
@@ -96,8 +97,7 @@ class ClassifyRun(FinetuneRun):
         """Texts as rows; those beyond the labels have none."""
         index = {label: number for number, label in enumerate(self.classes)}
         numbers = [index[label] for label in labels] + [-1] * (len(texts) - len(labels))
-        most, framed = self.recipe.data.max_tokens, self.base.config.is_encoder
-        return encode_rows(self.tokenizer, texts, numbers, self.length, most, framed)
+        return self.reading.rows(self.tokenizer, texts, numbers)
 
     def _ask_teacher(self, log: RunLog) -> None:
         """Put the teacher's word on what is trained on, and add its texts without labels to that."""

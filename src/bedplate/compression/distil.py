@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader
 from bedplate.data.labels import listed
 from bedplate.data.sources import checked_text, rows
 from bedplate.errors import InputError
@@ -54,7 +54,8 @@ class Teacher:
                 "give a teacher of the same ones"
             )
         self.module, self.tokenizer = model.module, model.need_tokenizer()
-        self.reading = Reading.of(model.tokenizer_config, model.config.max_position_embeddings)
+        config = model.config
+        self.reading = Reading.of(model.tokenizer_config, config.max_position_embeddings, config.is_encoder)
         self.order = [model.module.labels.index(label) for label in classes]
         self.fingerprint = self._fingerprint()
 
@@ -90,8 +91,7 @@ class Teacher:
         file = self.cache / f"{digest.hexdigest()}.npy"
         if (kept := _kept(file, (len(texts), len(self.order)))) is not None:
             return kept
-        lengths = self.reading.sequence_length, self.reading.max_tokens
-        encoded = encode_rows(self.tokenizer, texts, None, *lengths, framed=self.module.config.is_encoder)
+        encoded = self.reading.rows(self.tokenizer, texts)
         with self.hardware.autocast():
             logits, _ = Classify(self.module).logits(SortedEvalLoader(encoded))
         told: Probabilities = logits.softmax(1).numpy()[:, self.order]

@@ -32,13 +32,16 @@ class Reading:
     Attributes:
         sequence_length: Tokens of a row; a longer text is read in windows.
         max_tokens: Tokens after which a text is cut, those around it counted; None for no limit.
+        framed: Whether a row stands between what the tokenizer puts around a text, such as BERT's [CLS] and [SEP] or
+            Llama's <s>; False only of causal classifiers that were saved before this was told.
     """
 
     sequence_length: int
     max_tokens: int | None = None
+    framed: bool = True
 
     @staticmethod
-    def of(tokenizer_config: Mapping[str, Any], context: int) -> Reading:
+    def of(tokenizer_config: Mapping[str, Any], context: int, is_encoder: bool) -> Reading:
         """As a model directory says; where it does not, rows of its context, at most 512 tokens.
 
         Raises:
@@ -47,14 +50,21 @@ class Reading:
         values = tokenizer_config.get(READING)
         if values is None:
             return Reading(min(context, 512))
+        values = {"framed": is_encoder, **values} if isinstance(values, Mapping) else {}
+        lengths = values.get("sequence_length"), values.get("max_tokens")
         if not (
-            isinstance(values, Mapping)
-            and values.keys() == {"sequence_length", "max_tokens"}
-            and all(isinstance(value, int) and value > 0 for value in values.values() if value is not None)
-            and 0 < (values["sequence_length"] or 0) <= context
+            values.keys() == {"sequence_length", "max_tokens", "framed"}
+            and isinstance(values["framed"], bool)
+            and all(type(length) is int and length > 0 for length in lengths if length is not None)
+            and 0 < (lengths[0] or 0) <= context
         ):
-            raise InputError(f"tokenizer_config.json: '{READING}' holds {values!r}, no lengths of texts; save it again")
+            told = tokenizer_config[READING]
+            raise InputError(f"tokenizer_config.json: '{READING}' holds {told!r}, no lengths of texts; save it again")
         return Reading(**values)
+
+    def rows(self, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[int] | None = None) -> Rows:
+        """The texts as rows; see `encode_rows`."""
+        return encode_rows(tokenizer, texts, labels, self.sequence_length, self.max_tokens, self.framed)
 
     def to_config(self) -> dict[str, Any]:
         """{`READING`: values}, as `of` reads them."""

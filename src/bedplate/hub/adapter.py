@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -181,18 +181,19 @@ def attach(model: Model, source: str | Path) -> None:
     assert isinstance(plain.module, GPT | Classifier)
     module = _with_head(plain.module, adapter, directory)
     _fill(module, adapter, directory)
-    detach(model)
-    model.module, model.plain = module.eval(), plain
-    if isinstance(module, GPT):
-        if (directory / "tokenizer.json").is_file():
-            model.tokenizer = load_tokenizer(directory)
-        model.tokenizer_config = load_tokenizer_config(directory) or model.tokenizer_config
-        if (directory / "generation_config.json").is_file():
-            model.special = read_special_tokens(directory)
-    else:
-        reading = {READING: values[READING]} if READING in (values := load_tokenizer_config(directory)) else {}
+    values = load_tokenizer_config(directory)
+    own: dict[str, Any] = {}
+    if not isinstance(module, GPT):
         others = {key: value for key, value in plain.tokenizer_config.items() if key != READING}
-        model.tokenizer_config = others | reading
+        own["tokenizer_config"] = others | {key: values[key] for key in (READING,) if key in values}
+    else:
+        own["tokenizer_config"] = values or plain.tokenizer_config
+        if (directory / "tokenizer.json").is_file():
+            own["tokenizer"] = load_tokenizer(directory)
+        if (directory / "generation_config.json").is_file():
+            own["special"] = read_special_tokens(directory)
+    detach(model)  # all has been read: what cannot be read leaves the model as it was
+    vars(model).update(own, module=module.eval(), plain=plain)
 
 
 def detach(model: Model) -> None:

@@ -31,7 +31,10 @@ def classifier_from_hf(values: Mapping[str, Any], where: str = "config.json") ->
     Raises:
         InputError: see `labels_from_hf`; or the classifier gives a label to each token.
     """
-    architectures = [str(name) for name in values.get("architectures") or ()]
+    architectures = values.get("architectures") or ()
+    if not isinstance(architectures, list | tuple):
+        raise InputError(f"{where}: architectures={architectures!r} is no list of names; mend it")
+    architectures = [str(name) for name in architectures]
     if not any(name.endswith((SEQUENCES, TOKENS)) for name in architectures):
         return None
     form = TOKENS if any(name.endswith(TOKENS) for name in architectures) else SEQUENCES

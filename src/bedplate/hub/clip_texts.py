@@ -82,6 +82,8 @@ def checked_templates(templates: str | Sequence[str], where: str = "template") -
     Raises:
         InputError: none at all, or one that does not hold {label} once.
     """
+    if not isinstance(templates, str | Sequence):
+        raise InputError(f"{where}: {templates!r} is no text with {PLACE}, nor a list of some")
     found = (templates,) if isinstance(templates, str) else tuple(templates)
     if not found:
         raise InputError(f"{where}: none is given; write one with {PLACE}, which alone is the label as it is")

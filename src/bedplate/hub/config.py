@@ -192,7 +192,7 @@ class _Qwen3File(_LlamaFile):
     layer_types: list[Annotated[str, supported("full_attention", "sliding_attention")]] | None = None
 
     def windows(self) -> tuple[int | None, ...] | None:
-        """A sliding window counts the token itself, ours is the largest distance."""
+        """Ours is the largest distance; a causal sliding window counts the token itself, one of both sides does not."""
         n, window = self.num_hidden_layers, self.sliding_window if self.use_sliding_window else None
         if self.layer_types is None:
             slides = [window is not None and layer >= self.max_window_layers for layer in range(n)]
@@ -204,7 +204,7 @@ class _Qwen3File(_LlamaFile):
             return None
         if window is None:
             raise ValueError("layer_types has sliding_attention, but use_sliding_window or sliding_window is not set")
-        return tuple(window - 1 if slide else None for slide in slides)
+        return tuple(window - self.is_causal if slide else None for slide in slides)
 
     @staticmethod
     def values(config: GPTConfig) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class _Qwen3File(_LlamaFile):
         del values["mlp_bias"]
         return values | {
             "use_sliding_window": window is not None,
-            "sliding_window": None if window is None else window + 1,
+            "sliding_window": None if window is None else window + config.is_causal,
             "max_window_layers": next((i for i, w in enumerate(windows) if w is not None), len(windows)),
             "layer_types": ["full_attention" if w is None else "sliding_attention" for w in windows],
         }
@@ -236,7 +236,7 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> GPT
         InputError: an unknown model_type, a value of the wrong type, or a variant that the trunk does not have.
     """
     family = values.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(f"{where}: model_type={family!r} is not supported; supported: {', '.join(FAMILIES)}")
     try:
         return FAMILIES[family].model_validate(dict(values)).config()

@@ -129,10 +129,10 @@ class ModernBertFile(_EncoderFile):
     @classmethod
     def _gather_rope(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Bring the old spelling (`global_rope_theta` and `local_rope_theta`) into the form of the new."""
-        given, scaling = values.get("rope_parameters") or {}, values.get("rope_scaling") or {}
+        given, scaling = (_mapping(values, key) for key in ("rope_parameters", "rope_scaling"))
         theta = values.get("global_rope_theta", 160_000.0)
         thetas = {"full_attention": theta, "sliding_attention": values.get("local_rope_theta", 10_000.0) or theta}
-        ropes = {kind: {"rope_theta": thetas[kind], **scaling, **(given.get(kind) or {})} for kind in thetas}
+        ropes = {kind: {"rope_theta": thetas[kind], **scaling, **_mapping(given, kind)} for kind in thetas}
         return {**values, **ropes}
 
     def config(self) -> GPTConfig:
@@ -195,3 +195,10 @@ class ModernBertFile(_EncoderFile):
             "global_rope_theta": ropes["full_attention"].rope_theta,
             "local_rope_theta": ropes["sliding_attention"].rope_theta,
         }
+
+
+def _mapping(values: dict[str, Any], key: str) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} must be a dictionary, got {found!r}")
+    return found

@@ -155,7 +155,11 @@ def read_config_values(directory: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
-    """Special ids from `generation_config.json`, and from `config.json` where that has none."""
+    """Special ids from `generation_config.json`, and from `config.json` where that has none.
+
+    Raises:
+        InputError: one of them is no whole number.
+    """
     values: dict[str, Any] = {}
     for name in ("generation_config.json", "config.json"):
         file = Path(directory) / name
@@ -164,8 +168,12 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
             values = {
                 key: found[key] for key in ("bos_token_id", "eos_token_id") if found.get(key) is not None
             } | values
-    eos = values.get("eos_token_id", ())
-    return SpecialTokens(values.get("bos_token_id"), tuple(eos) if isinstance(eos, list | tuple) else (eos,))
+    eos, bos = values.get("eos_token_id", ()), values.get("bos_token_id")
+    eos = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    for each in (*eos, *(() if bos is None else (bos,))):
+        if type(each) is not int:
+            raise InputError(f"{directory}: bos_token_id and eos_token_id are token ids, and {each!r} is none; mend it")
+    return SpecialTokens(bos, tuple(each for each in eos if each >= 0))  # -1 stands for none in some files
 
 
 def load_module(

@@ -22,6 +22,7 @@ from bedplate.models.gpt import GPT, TextModel
 Pooling = Literal["mean", "last", "cls", "words"]
 
 MODULES, POOLING, MAX_LENGTH = "modules.json", "config.json", "sentence_bert_config.json"
+PROMPTS = "config_sentence_transformers.json"
 RARE = 1e-4  # frequency at which a word counts half
 MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
@@ -37,12 +38,16 @@ class EmbeddingSettings:
     Attributes:
         pooling: None where the directory asks for what bedplate does not have; `refused` says what then.
         max_tokens: Longest row, special tokens included; None for the model's context.
+        lowercase: Whether a text is read in small letters.
+        prompt: What is put before each text.
     """
 
     pooling: Pooling | None = None
     normalize: bool = False
     max_tokens: int | None = None
     refused: str = ""
+    lowercase: bool = False
+    prompt: str = ""
 
 
 def read_embedding_settings(directory: str | Path) -> EmbeddingSettings | None:
@@ -62,6 +67,9 @@ def read_embedding_settings(directory: str | Path) -> EmbeddingSettings | None:
     normalize = "Normalize" in kinds
     length = _json(directory / MAX_LENGTH, dict) if (directory / MAX_LENGTH).is_file() else {}
     most = length.get("max_seq_length")
+    if most is not None and not (type(most) is int and most > 0):
+        raise InputError(f"{directory / MAX_LENGTH}: max_seq_length={most!r} is no number of tokens; mend it")
+    lowercase, prompt = length.get("do_lower_case") is True, _default_prompt(directory)
     others = sorted(kinds.keys() - {"Transformer", "Pooling", "Normalize"})
     if others or "Pooling" not in kinds:
         refused = f"{MODULES} has a {others[0]} module" if others else f"{MODULES} has no Pooling module"
@@ -74,7 +82,20 @@ def read_embedding_settings(directory: str | Path) -> EmbeddingSettings | None:
     flags = [name for name, value in _json(file, dict).items() if name.startswith("pooling_mode_") and value is True]
     if len(flags) != 1 or flags[0] not in MODES:
         return EmbeddingSettings(None, normalize, most, f"{file}: {' + '.join(flags) or 'no pooling'} is not supported")
-    return EmbeddingSettings(MODES[flags[0]], normalize, most)
+    if prompt and _json(file, dict).get("include_prompt") is False:
+        return EmbeddingSettings(None, normalize, most, f"{file}: include_prompt=false is not supported")
+    return EmbeddingSettings(MODES[flags[0]], normalize, most, lowercase=lowercase, prompt=prompt)
+
+
+def _default_prompt(directory: Path) -> str:
+    """What `default_prompt_name` puts before each text."""
+    values = _json(directory / PROMPTS, dict) if (directory / PROMPTS).is_file() else {}
+    prompts, name = values.get("prompts") or {}, values.get("default_prompt_name")
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise InputError(f"{directory / PROMPTS}: default_prompt_name={name!r} is none of its prompts; mend it")
+    return str(prompts[name])
 
 
 def write_embedding_settings(directory: str | Path, settings: EmbeddingSettings) -> None:
@@ -95,8 +116,11 @@ def write_embedding_settings(directory: str | Path, settings: EmbeddingSettings)
     flags = {flag: pooling == settings.pooling for flag, pooling in MODES.items()}
     (directory / "1_Pooling").mkdir(exist_ok=True)
     _write(directory / "1_Pooling" / POOLING, {"word_embedding_dimension": width, **flags})
-    if settings.max_tokens is not None:
-        _write(directory / MAX_LENGTH, {"max_seq_length": settings.max_tokens, "do_lower_case": False})
+    if settings.max_tokens is not None or settings.lowercase:
+        values = {"max_seq_length": settings.max_tokens, "do_lower_case": settings.lowercase}
+        _write(directory / MAX_LENGTH, values)
+    if settings.prompt:
+        _write(directory / PROMPTS, {"prompts": {"default": settings.prompt}, "default_prompt_name": "default"})
     _write(directory / MODULES, modules)
 
 
@@ -129,7 +153,7 @@ class Embedder:
         pooling: Pooling | None = None,
         normalize: bool | None = None,
     ) -> None:
-        self._module, self._tokenizer = module, tokenizer
+        self.module, self._tokenizer, self._settings = module, tokenizer, settings
         if pooling is None and settings is not None and settings.refused:
             raise InputError(f"{settings.refused}; give a pooling: {', '.join(get_args(Pooling))}")
         own = settings.pooling if settings is not None else None
@@ -162,10 +186,10 @@ class Embedder:
             if not text.strip():
                 raise InputError(f"text {number}: the text is empty and has no vector; remove it or fill it in")
         if not texts:
-            return torch.empty(0, self._module.config.trunk.hidden_size)
+            return torch.empty(0, self.module.config.trunk.hidden_size)
         rows = self._encode(texts)
-        total = torch.zeros(len(texts), self._module.config.trunk.hidden_size)
-        device = self._module.embed.weight.device
+        total = torch.zeros(len(texts), self.module.config.trunk.hidden_size)
+        device = self.module.embed.weight.device
         for batch in SortedEvalLoader(rows, most=batch_size):
             pooled = self._pool(batch["ids"].to(device), batch["lengths"].to(device))
             total.index_add_(0, batch["text"], pooled.float().cpu())
@@ -173,6 +197,9 @@ class Embedder:
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def _encode(self, texts: Sequence[str]) -> Rows:
+        if self._settings is not None:
+            texts = [self._settings.prompt + text for text in texts]
+            texts = [text.lower() for text in texts] if self._settings.lowercase else texts
         return encode_rows(self._tokenizer, texts, None, self._length, framed=self.pooling != "words")
 
     def _pool(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -181,22 +208,22 @@ class Embedder:
         if self.pooling == "words":
             weight, mean = self._words
             shares = weight[ids] * valid
-            shares = (shares / shares.sum(1, keepdim=True)).to(self._module.embed.weight.dtype)
-            return F.embedding_bag(ids, self._module.embed.weight, per_sample_weights=shares, mode="sum") - mean
+            shares = (shares / shares.sum(1, keepdim=True)).to(self.module.embed.weight.dtype)
+            return F.embedding_bag(ids, self.module.embed.weight, per_sample_weights=shares, mode="sum") - mean
         if self.pooling != "mean":
             at = lengths - 1 if self.pooling == "last" else torch.zeros_like(lengths)
-            return self._module.hidden(ids, valid=valid, right_padded=True, at=at)[:, 0]
-        hidden = self._module.hidden(ids, valid=valid, right_padded=True).float()
+            return self.module.hidden(ids, valid=valid, right_padded=True, at=at)[:, 0]
+        hidden = self.module.hidden(ids, valid=valid, right_padded=True).float()
         return (hidden * valid[..., None]).sum(1) / lengths[:, None]
 
     @cached_property
     def _words(self) -> tuple[Tensor, Tensor]:
         """(weight of each token `(V,)`, mean embedding of text with these weights `(D,)`)."""
-        assert isinstance(self._module, GPT)
-        frequency = own_frequencies(self._module)
+        assert isinstance(self.module, GPT)
+        frequency = own_frequencies(self.module)
         weight = RARE / (RARE + frequency)
         shares = weight * frequency / (weight * frequency).sum()
-        return weight, shares @ self._module.embed.weight.float()
+        return weight, shares @ self.module.embed.weight.float()
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ def new_folder(directory: str | Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         InputError: a folder is there that may not be replaced, or the disk is full.
     """
-    directory = Path(os.path.abspath(directory))
+    directory = Path(os.path.realpath(directory))  # a link stays, and what it points to is replaced
     partial, old = (directory.with_name(f".{directory.name}.{kind}") for kind in ("partial", "old"))
     if old.exists() and not directory.exists():
         os.replace(old, directory)  # an overwriting save was killed between its two renames

@@ -31,6 +31,7 @@ from bedplate.hub.embedding import (
 )
 from bedplate.hub.locate import locate
 from bedplate.hub.options import taken
+from bedplate.hub.peft import CONFIG as ADAPTER
 from bedplate.hub.peft import is_adapter
 from bedplate.hub.text import TextStream, strings
 from bedplate.hub.vision_directory import is_vision
@@ -153,7 +154,7 @@ class Model:
             written = self.generate(texts, **options) if writer is None else writer.summarize(texts, **options)
             return [{"text": text} for text in written]
         context = self.config.max_position_embeddings
-        reading = Reading.of(self.tokenizer_config, context)
+        reading = Reading.of(self.tokenizer_config, context, self.config.is_encoder)
         reading = replace(reading, sequence_length=options.pop("sequence_length", reading.sequence_length))
         if options:
             raise InputError(f"{next(iter(options))} is no option of a classifier; it has sequence_length")
@@ -200,8 +201,8 @@ class Model:
         batch_size: int = 64,
     ) -> torch.Tensor:
         """A vector of each text, `(N, D)` fp32 on the CPU, in order; see `hub.embedding.Embedder`."""
-        key = self.module, pooling, normalize  # what is found out of a module serves the next texts
-        if key not in self._embedders:
+        key = pooling, normalize  # what is found out of a module serves the next texts
+        if key not in self._embedders or self._embedders[key].module is not self.module:
             self._embedders[key] = Embedder(self.module, self.need_tokenizer(), self.embedding, pooling, normalize)
         return self._embedders[key]([texts] if isinstance(texts, str) else list(texts), batch_size)
 
@@ -276,6 +277,11 @@ class Model:
                 "this model has no tokenizer: put its tokenizer.json into the directory and load it again, "
                 "or give token ids"
             )
+        if (own := self.tokenizer.get_vocab_size(with_added_tokens=False)) > self.config.vocab_size:
+            raise InputError(
+                f"the tokenizer has {own:,} tokens and the model a vocabulary of {self.config.vocab_size:,}; put the "
+                "model's own tokenizer.json into the directory"
+            )
         return self.tokenizer
 
 
@@ -303,6 +309,11 @@ def load(
         model = load(adapters.base_of(directory), device, dtype)
         model.merge_adapter()  # where an adapter was trained on the base with another
         model.load_adapter(directory)
+    elif adapter is None and (directory / ADAPTER).is_file():
+        raise InputError(
+            f"{directory}: holds an adapter ({ADAPTER}) beside a model; give adapter={str(directory)!r} to put it on "
+            "that model, or move it into a folder of its own"
+        )
     else:
         model = _load_directory(directory, device, dtype)
     if adapter is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from bedplate.tasks.pixels import normalize
 
 FILE = "preprocessor_config.json"
 HALVES = (0.5, 0.5, 0.5)
+SIDES = "height", "width", "shortest_edge"
 BILINEAR, BICUBIC = 2, 3  # PIL's numbers
 CLIP = "CLIP"  # how the names of its processors begin
 CLIP_DEFAULTS: dict[str, Any] = {
@@ -107,8 +108,11 @@ class ImageProcessor:
         own, name = (BICUBIC, "bicubic") if is_clip else (BILINEAR, "bilinear")
         if (resample := values.get("resample", own)) not in (own, None):
             raise InputError(f"{where}: resample={resample!r} is not supported; supported: {own} ({name})")
-        if abs(values.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
-            raise InputError(f"{where}: rescale_factor={values['rescale_factor']!r} is not supported; supported: 1/255")
+        factor = values.get("rescale_factor", 1 / 255)
+        if not _is_number(factor) or abs(factor - 1 / 255) > 1e-9:
+            raise InputError(f"{where}: rescale_factor={factor!r} is not supported; supported: 1/255")
+        for key in ("size", "crop_size"):
+            _check_size(values.get(key), f"{where}: {key}")
         given = _size(values.get("crop_size") if values.get("do_center_crop") else values.get("size"))
         if given is not None and given != size:
             raise InputError(
@@ -127,7 +131,7 @@ class ImageProcessor:
         way: Any = "crop" if is_clip else values.get("fit") or ("cover" if cut else "stretch")
         if way not in (ways := get_args(Fit)):
             raise InputError(f"{where}: fit={way!r} of a {kind} is not supported; supported: {', '.join(ways)}")
-        mean, std = (tuple(map(float, values.get(key) or HALVES)) for key in ("image_mean", "image_std"))
+        mean, std = (_channels(values.get(key) or HALVES, f"{where}: {key}") for key in ("image_mean", "image_std"))
         return ImageProcessor(size, mean, std, way, bool(values.get("test_time_flip", False)))
 
     def to_hf(self) -> dict[str, Any]:
@@ -166,6 +170,26 @@ def _size(value: Any) -> tuple[int, int] | None:
     if "shortest_edge" in value:
         return int(value["shortest_edge"]), int(value["shortest_edge"])
     return (int(value["height"]), int(value["width"])) if {"height", "width"} <= value.keys() else None
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_size(value: object, what: str) -> None:
+    """Refuse a size whose sides are no whole numbers."""
+    sides = [value[key] for key in SIDES if key in value] if isinstance(value, Mapping) else [value]
+    if value is not None and not all(type(side) is int and side > 0 for side in sides):
+        raise InputError(f"{what}={value!r} is no size in pixels; mend it")
+
+
+def _channels(value: object, what: str) -> tuple[float, ...]:
+    """A value for each of the three colours, or one for all."""
+    values = list(value) if isinstance(value, list | tuple) else [value] * 3
+    numbers = [float(each) for each in values if _is_number(each)]
+    if len(values) != 3 or len(numbers) != 3:
+        raise InputError(f"{what}={value!r} is neither a number nor three of them, one for each colour; mend it")
+    return tuple(numbers)
 
 
 def _count(images: Sequence[Any]) -> list[tuple[int, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from bedplate.data.examples import SortedEvalLoader, SortedLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader, SortedLoader
 from bedplate.data.labelled import LabelledTexts, sample_labelled
 from bedplate.hub.model import Model
 from bedplate.measure.comparison import PRETRAINED, SCRATCH, Comparison, steps_of
@@ -64,7 +64,7 @@ class Transfer(Comparison[LabelledTexts]):
     def _rows(self, part: LabelledTexts) -> Any:
         assert self.base.tokenizer is not None
         labels = [self.number[label] for label in part.labels]
-        return encode_rows(self.base.tokenizer, part.texts, labels, self.length, framed=self.base.config.is_encoder)
+        return Reading(self.length).rows(self.base.tokenizer, part.texts, labels)
 
     def _network(self, sample: LabelledTexts, arm: str, seed: int) -> np.ndarray:
         """Fine-tune the network from the base's weights or from fresh ones; predict the test texts."""

@@ -112,7 +112,7 @@ class Rules:
         if self._size:
             logits[repeats(self.ids, self._start, self._size)] = -torch.inf
         if self._stops and self.ids.shape[1] < self._unfinished:
-            logits[:, self._stops] = -torch.inf
+            logits[:, [stop for stop in self._stops if stop < logits.shape[1]]] = -torch.inf
         return logits
 
     def add(self, chosen: Tensor) -> None:

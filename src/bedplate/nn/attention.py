@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from bedplate.nn.cache import Cache
 from bedplate.nn.config import TrunkConfig
@@ -145,7 +146,7 @@ def _written_out_reads_faster(q: Tensor, k: Tensor) -> bool:
 
     Batched products and a softmax take 0.6 of the time of PyTorch's kernel over 65 keys, 0.8 over 197, 1.2 over 512.
     Their scores are rounded to bf16, as in training on a CPU: of the output 0.4 to 0.9 %, where the kernel loses 0.2.
-    Compiled, they would break the graph.
+    Compiled, they would break the graph, and a function mode looks for the kernel (`models.attention_maps`).
     """
     return (
         q.is_cpu
@@ -153,6 +154,7 @@ def _written_out_reads_faster(q: Tensor, k: Tensor) -> bool:
         and q.shape[2] == k.shape[2] <= READ_WRITTEN_OUT
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not has_torch_function((q, k))
         and q.dtype == torch.bfloat16
     )
 

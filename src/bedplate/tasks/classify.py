@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bedplate.data.examples import Reading, SortedEvalLoader, encode_rows
+from bedplate.data.examples import Reading, SortedEvalLoader
+from bedplate.errors import InputError
 from bedplate.metrics.classification import accuracy, macro_f1
 from bedplate.metrics.intervals import ratio_interval
 from bedplate.models.classifier import Classifier
@@ -85,15 +86,20 @@ def predict_labels(
     """[{"label", "score", "scores": {label: probability}}], one a text, in order."""
     if not texts:
         return []
-    lengths = reading.sequence_length, reading.max_tokens
-    rows = encode_rows(tokenizer, texts, None, *lengths, framed=module.config.is_encoder)
+    rows = reading.rows(tokenizer, texts)
     return as_predictions(Classify(module).logits(SortedEvalLoader(rows))[0], module.labels)
 
 
 def as_predictions(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Logits `(T, C)` as a person reads them."""
-    predictions = []
-    for row in logits.softmax(1).tolist():
+    """Logits `(T, C)` as a person reads them.
+
+    Raises:
+        InputError: they are no numbers.
+    """
+    probabilities, predictions = logits.softmax(1), []
+    if not probabilities.isfinite().all():
+        raise InputError("the model's scores are no numbers: its weights are damaged; train or fetch it again")
+    for row in probabilities.tolist():
         best = max(range(len(row)), key=row.__getitem__)
         scores = dict(zip(labels, row, strict=True))
         predictions.append({"label": labels[best], "score": row[best], "scores": scores})

@@ -9,7 +9,8 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTS = ("model", "optimizer", "ema")
+LOOK = 5.0  # seconds between two looks at a checkpoint that is waited for
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Checkpoints:
         self.folder, self.keep, self._ranks = folder, keep, ranks or Ranks()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
+        self.alive: Callable[[], object] = lambda: None  # called while one waits for a checkpoint that still grows
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -105,6 +108,11 @@ class Checkpoints:
         if self._pending is None:
             return
         (step, written), self._pending = self._pending, None
+        before = -1
+        while wait([written], timeout=LOOK).not_done:
+            if (now := self._written(step)) != before:
+                self.alive()
+            before = now
         self._telling_full_disk(step, written.result)
         self._ranks.wait()  # what the main rank has renamed is there for all
 
@@ -142,6 +150,14 @@ class Checkpoints:
         """Remove what a killed writer left behind."""
         for partial in self.folder.glob(".step-*.partial"):
             shutil.rmtree(partial)
+
+    def _written(self, step: int) -> int:
+        """Bytes that are there of a checkpoint that is being written."""
+        sizes = 0
+        for file in self._partial(step).glob("*"):
+            with suppress(FileNotFoundError):  # it has got its name meanwhile
+                sizes += file.stat().st_size
+        return sizes
 
     def _partial(self, step: int) -> Path:
         return self.folder / f".{self.path(step).name}.partial"

@@ -119,6 +119,8 @@ class Trainer:
             closing(self.data.train(self.step, self.steps)) as batches,
             Watchdog(self.ranks, self.parallel.timeout, self._advice) as self.watchdog,
         ):
+            if self.checkpoints is not None:
+                self.checkpoints.alive = self.watchdog.beat
             try:
                 self._steps(batches, stopped)
             finally:
