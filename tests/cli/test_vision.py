@@ -273,8 +273,14 @@ def test_measuring_says_how_many_pictures_are_broken(
     cut.write_bytes(cut.read_bytes()[:300])
     shown = run_cli("evaluate", classifier, "--data", tmp_path / "test").out
     assert f"11 pictures\nleft out, cannot be decoded: 1 of the pictures, the first: {cut}: truncated" in shown
-    shown = run_cli("evaluate", encoder, "--data", pictures / "test", "--probe", tmp_path / "test").out
+    shutil.copytree(pictures / "train", tmp_path / "train")
+    cut = tmp_path / "train" / "red" / "2.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    shown = run_cli("evaluate", encoder, "--data", pictures / "test", "--probe", tmp_path / "train").out
     assert f"12 pictures\nleft out, cannot be decoded: 1 of the pictures of --probe, the first: {cut}" in shown
+    both = ["--probe", tmp_path / "train", "--probe", pictures / "test"]
+    shown = run_cli("evaluate", encoder, "--data", pictures / "test", *both).out
+    assert "left out: 12 pictures of --probe that are scored, too" in shown
 
 
 def test_wrong_ways_to_draw(

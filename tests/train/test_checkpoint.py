@@ -4,10 +4,9 @@ import os
 import resource
 import shutil
 import threading
-import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,26 +143,20 @@ def test_who_waits_for_a_checkpoint_is_alive_as_long_as_it_grows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a watchdog would end a healthy run whose last checkpoint takes longer than it waits."""
-    monkeypatch.setattr("bedplate.train.checkpoint.LOOK", 0.02)
-    finish, beats = Checkpoints._finish, []
+    monkeypatch.setattr("bedplate.train.checkpoint.LOOK", 0)
+    checkpoints, written, beats = Checkpoints(tmp_path, keep=1), Future[None](), []
+    sizes = [5, 6, 6, 6, 7, 7]  # of what is there, whenever somebody looks
 
-    def slowly(self: Checkpoints, writing: Any, state: Any) -> None:
-        writing.result()
-        more = self._partial(state["step"]) / "more"
-        for size in range(5):
-            more.write_bytes(b"x" * (size + 1))
-            time.sleep(0.1)
-        more.unlink()
-        time.sleep(0.3)  # nothing grows
-        finish(self, writing, state)
+    def size(self: Checkpoints, step: int) -> int:
+        if len(sizes) == 1:
+            written.set_result(None)
+        return sizes.pop(0)
 
-    monkeypatch.setattr(Checkpoints, "_finish", slowly)
-    checkpoints = Checkpoints(tmp_path, keep=1)
-    checkpoints.alive = lambda: beats.append(time.monotonic())
-    save(checkpoints, checkpoint(1))
-    gaps = [later - earlier for earlier, later in pairwise(beats)]
-    assert 5 <= len(beats) <= 10 and max(gaps) > 0.2  # no beat while nothing grew
-    assert checkpoints.steps() == [1]
+    monkeypatch.setattr(Checkpoints, "_written", size)
+    checkpoints.alive = lambda: beats.append(len(sizes))
+    checkpoints._pending = 1, written
+    checkpoints.wait()
+    assert beats == [5, 4, 1], "at 5, 6 and 7 bytes, and not while nothing grew"
 
 
 def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,8 @@ def _print_pictures(result: dict[str, Any]) -> None:
     print(f"{result['n']:,} pictures")
     for name, what in (("data", "pictures"), ("probe", "pictures of --probe")):
         print_left_out(result.get(name, {}), what)
+    if same := result.get("probe", {}).get("equal_pictures"):
+        print(f"left out: {same:,} pictures of --probe that are scored, too")
     if "confusion" in result:
         _print_confusion(result)
 
