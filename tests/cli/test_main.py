@@ -1,5 +1,6 @@
 """The command line: light, one JSON value on stdout, and the exit codes that it promises."""
 
+import errno
 import json
 import os
 import subprocess
@@ -112,7 +113,22 @@ def test_a_rank_that_is_stopped_leaves_the_word_to_the_first(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_defect(
+    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, error) == 2
+    assert capsys.readouterr().err == f"Error: {told}; check the path, its permissions and the disk\n"
+
+
 def test_a_defect_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(monkeypatch, ZeroDivisionError("by zero")) == 1
     errors = capsys.readouterr().err
     assert "ZeroDivisionError: by zero" in errors and "defect of bedplate" in errors
+    assert exit_code(monkeypatch, FileNotFoundError(errno.ENOENT, "No such file", "x")) == 1, "we ask before we open"

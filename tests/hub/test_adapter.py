@@ -321,6 +321,14 @@ def test_an_adapter_whose_tokenizer_is_damaged_leaves_the_model_as_it_was(
     assert torch.equal(logits(model), before) and model.plain is None
 
 
+def test_an_adapter_is_not_its_own_base(adapters: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(adapters["first"], tmp_path / "made")
+    values = json.loads((tmp_path / "made" / CONFIG).read_text())
+    (tmp_path / "made" / CONFIG).write_text(json.dumps(values | {"base_model_name_or_path": str(tmp_path / "made")}))
+    with pytest.raises(InputError, match="names itself as its base"):
+        bedplate.load(tmp_path / "made")
+
+
 def test_an_adapter_beside_a_model_is_not_left_out_silently(
     bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path
 ) -> None:

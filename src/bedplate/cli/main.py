@@ -4,6 +4,7 @@ The modules of the verbs import `bedplate.api` inside their functions only, so t
 Exit codes: 0 done, 1 a defect of ours, 2 bad input or usage, 3 a declared threshold not met, 130 interrupted.
 """
 
+import errno
 import io
 import os
 import sys
@@ -103,6 +104,14 @@ for _name, _verb in {
     app.command(_name)(_verb.command)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OUTSIDE = (
+    *(*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+"""What the machine says of a path, where nobody closer to it has said more: no defect of ours."""
+
+
 def main() -> None:
     """Run the command line of this process and exit. Typer itself handles usage errors (2) and Ctrl-C (130)."""
     for stream in (sys.stdout, sys.stderr):
@@ -118,7 +127,11 @@ def main() -> None:
             sys.exit(2)
     try:
         app()
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in OUTSIDE and (error.filename or error.errno in FULL):
+            place = f"{error.filename}: " if error.filename else ""
+            say(f"Error: {place}{error.strerror}; check the path, its permissions and the disk")
+            sys.exit(2)
         say(traceback.format_exc(limit=-6))
         say("Error: this is a defect of bedplate, not of your input. Please report it with the lines above.")
         sys.exit(1)

@@ -221,6 +221,10 @@ def _storage(url: str) -> tuple[Any, str]:
         raise InputError(f"{shown(url)}: this kind of URL needs a package that is not here ({error})") from error
     except ValueError as error:
         raise InputError(f"{shown(url)}: not a URL that fsspec knows ({shown(str(error))}); check its start") from error
+    except OSError as error:  # some connect at once
+        raise InputError(
+            f"{shown(url)}: cannot be reached ({shown(str(error))}); check the URL and the network"
+        ) from error
 
 
 @contextmanager

@@ -163,6 +163,8 @@ def base_of(directory: Path) -> str:
         return origin
     for path in (Path(name).expanduser() for name in (named, origin) if name):
         for found in (path, directory / path):
+            if found.is_dir() and found.resolve() == directory.resolve():
+                raise InputError(f"{directory}: names itself as its base; put the base's path into adapter_config.json")
             if found.is_dir():
                 return str(found)
     hub = f"hf:{named}" + (f"@{adapter.revision}" if adapter.revision else "")

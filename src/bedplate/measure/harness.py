@@ -153,9 +153,12 @@ def run_harness(model: Model, folder: str | Path, tasks: Sequence[str], *, limit
         if name not in manager.all_tasks:
             raise InputError(f"{folder}: no task {name!r}; it defines {known}")
     with redirect_stdout(sys.stderr), _in_this_process():  # what it prints is no result
-        found = lm_eval.simple_evaluate(
-            BedplateLM(model), tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=RESAMPLES
-        )
+        try:
+            found = lm_eval.simple_evaluate(
+                BedplateLM(model), tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=RESAMPLES
+            )
+        except FileNotFoundError as error:
+            raise InputError(f"{folder}: a task's data is not there ({error}); paths are from {Path.cwd()}") from error
     assert found is not None, "only other ranks get nothing"
     results = {name: _task(name, found) for name in found["samples"]}
     accuracies = [task["metrics"]["acc"] for task in results.values() if "acc" in task["metrics"]]

@@ -21,7 +21,7 @@ def _one_is_a_list(value: object) -> object:
 
 
 Number = BeforeValidator(_no_bool)
-Positive = Annotated[int, Field(gt=0), Number]
+Positive = Annotated[int, Field(gt=0, lt=2**31), Number]
 Count = Annotated[int, Field(ge=0), Number]
 Rate = Annotated[float, Field(gt=0), Number]
 Share = Annotated[float, Field(ge=0, lt=1), Number]
